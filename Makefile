@@ -1,0 +1,43 @@
+# Every target sets up what it needs. PYTHON=python3.12 make setup chooses another interpreter (3.11 or newer).
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(VENV)/bin/pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: setup setup-dev demo train test lint bench clean
+
+setup: $(VENV)/.ready            ## a virtual environment with what the scripts need
+setup-dev: $(VENV)/.ready-dev    ## the same and what tests, lint and benchmarks need
+
+$(VENV)/.ready: requirements.txt constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing PyTorch and the rest: some minutes and 6 GB the first time"
+	$(PIP) --requirement requirements.txt
+	touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.txt
+	$(PIP) --requirement requirements-dev.txt
+	touch $@
+
+demo: setup                      ## train on scikit-learn's digits, evaluate, say where the report is
+	$(RUN) train_vit_cifar10.py --preset demo --overwrite
+	$(RUN) evaluate_vit.py --checkpoint checkpoints/demo/best_model.pth
+
+train: setup                     ## the real run: ViT-Tiny on CIFAR-10, many hours
+	$(RUN) train_vit_cifar10.py
+
+test: setup-dev                  ## all tests
+	$(RUN) -m pytest
+
+lint: setup-dev                  ## style, format, types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+
+bench: setup-dev                 ## speed of a training step against timm's
+	$(RUN) benchmarks/throughput.py
+
+clean:                           ## the virtual environment and the caches; runs and data stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './data/*' -prune -exec rm -rf {} +

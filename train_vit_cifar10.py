@@ -1,0 +1,201 @@
+"""Train a Vision Transformer from scratch on small images.
+
+    python train_vit_cifar10.py                              # the recipe: ViT-Tiny, CIFAR-10, 100 epochs
+    python train_vit_cifar10.py --preset demo                # scikit-learn's digits: no download, a minute or two
+    python train_vit_cifar10.py --dataset image-folder --data-dir DIR      # DIR/{train,test}/<class>/*
+    python train_vit_cifar10.py --resume                     # go on where a stopped run left off
+
+The files of the run go to checkpoints/vit_tiny_cifar10; `python evaluate_vit.py` shows what the best model does.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from config_vit_cifar10 import TrainConfig, ViTConfig
+from training import checkpoint, console, history
+from training.cli import parse_training_command
+from training.data import ImageLoader, create_eval_loader, get_cifar10_dataloaders, load_dataset
+from training.device import compile_model, select_device, select_precision
+from training.engine import evaluate, train_one_epoch
+from training.errors import UsageError, exit_codes
+from training.optim import create_optimizer, create_scheduler
+from vit import VisionTransformer
+
+# What a resumed run may do otherwise than before: none of it changes what the model is or learns from.
+FREE_ON_RESUME = {"preset", "output_dir", "data_dir", "data_url", "num_workers", "device", "compile", "save_every"}
+
+
+def main(config: TrainConfig, create_model: Callable[..., nn.Module], resume: bool, overwrite: bool) -> None:
+    """A run from its settings to its files. `create_model` takes the config's model_args and num_classes."""
+    folder = Path(config.output_dir)
+    if not (resume or overwrite):
+        checkpoint.refuse_used_folder(folder)
+    saved = checkpoint.load_last(folder) if resume else None
+    if saved:
+        refuse_other_config(saved["config"], config.to_dict())
+    device = select_device(config.device)
+    dtype, why_dtype = select_precision(config.precision, device)
+
+    dataset = load_dataset(config.dataset, config.data_dir, config.img_size, config.data_url)
+    train_loader, eval_loader = get_cifar10_dataloaders(
+        dataset, batch_size=config.batch_size, num_workers=config.num_workers, auto_augment=config.auto_augment,
+        crop_padding=config.crop_padding, horizontal_flip=config.horizontal_flip,
+        max_train_images=config.max_train_images, val_size=config.val_size, seed=config.seed, device=device,
+    )  # fmt: skip
+    split, steps_per_epoch = eval_loader.split, len(train_loader)
+
+    torch.manual_seed(config.seed)
+    model_args = {**config.model_args, "num_classes": len(dataset.class_names)}
+    model = create_model(**model_args).to(device)
+    step_model = compile_model(model, device) if config.compile else model
+    optimizer = create_optimizer(model, config.optimizer, config.learning_rate, config.weight_decay)
+    scheduler = create_scheduler(optimizer, config.warmup_epochs * steps_per_epoch, config.num_epochs * steps_per_epoch)
+    records = history.new_history(split)
+    if saved:
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        scheduler.load_state_dict(saved["scheduler"])
+        checkpoint.set_random_state(saved["random_state"], device)
+        records = saved["history"]
+    first_epoch = len(records["epoch"])
+    if first_epoch == config.num_epochs:
+        print(f"The run in {folder} has all its {config.num_epochs} epochs: evaluate_vit.py shows what it came to.")
+        return
+
+    if overwrite:
+        checkpoint.move_aside(folder)
+    checkpoint.create_folder(folder)
+    about = {  # all that the evaluator needs beside the weights
+        "model_name": create_model.__name__,
+        "model_args": model_args,
+        "config": config.to_dict(),
+        "data": {"class_names": dataset.class_names, **train_loader.stats},
+        "split": split,
+        "precision": str(dtype).removeprefix("torch."),
+    }
+    history.write_json(folder / "config.json", {**about, **describe_machine(device)})
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    flops = count_flops(create_model, model_args, config.img_size)
+    print_ready(about, num_parameters, flops, why_dtype, device, train_loader, eval_loader)
+
+    for epoch in range(first_epoch, config.num_epochs):
+        start = time.perf_counter()
+        console.print_epoch_header(epoch + 1, config.num_epochs)
+        train_loader.set_epoch(epoch)
+        epochs_to_estimate = config.num_epochs - epoch if epoch == first_epoch else 0
+        progress = console.TrainProgress(steps_per_epoch, len(train_loader.images), epochs_to_estimate)
+        figures = train_one_epoch(
+            step_model, train_loader, optimizer, scheduler, dtype, config.clip_grad_norm, progress
+        )
+        figures |= evaluate(model, eval_loader, dtype)
+        figures |= {"epoch": epoch + 1, "epoch_time": time.perf_counter() - start}
+        new_best = figures[f"{split}_acc"] > max(records[f"{split}_acc"], default=-1.0)
+        history.append(records, figures)
+
+        weights = {**about, "epoch": epoch + 1, "model": model.state_dict(), "history": records}
+        last_epoch = epoch + 1 == config.num_epochs
+        if new_best:
+            checkpoint.save(folder / "best_model.pth", weights)
+        if last_epoch or (epoch + 1) % config.save_every == 0:
+            checkpoint.save(folder / f"checkpoint_epoch_{epoch + 1}.pth", weights)
+        if last_epoch:
+            checkpoint.save(folder / "final_model.pth", weights)
+        checkpoint.save_last(folder, weights, optimizer, scheduler, device)
+        history.write_json(folder / "training_history.json", records)
+        draw_curves(records, folder)
+        console.print_summary(figures, split, new_best)
+
+    accuracies = records[f"{split}_acc"]
+    best = accuracies.index(max(accuracies))
+    print(f"\nBest {split} accuracy: {accuracies[best]:.2f}% in epoch {records['epoch'][best]}. The run is in {folder}")
+    if split == "val":  # only now, and once: no choice was made on these images
+        model.load_state_dict(checkpoint.load(folder / "best_model.pth")["model"])
+        test_loader = create_eval_loader(dataset, "test", train_loader.stats, device)
+        test = evaluate(model, test_loader, dtype)
+        print(f"Test Loss of that model: {test['test_loss']:.4f} | Test Acc: {test['test_acc']:.2f}%")
+
+
+def refuse_other_config(saved: dict[str, Any], asked: dict[str, Any]) -> None:
+    """UsageError that lists the fields in which a resumed run would differ from the one it goes on with."""
+    other = [f"{name} was {saved.get(name)}, is {value}" for name, value in asked.items() if saved.get(name) != value]
+    other = [line for line in other if line.split()[0] not in FREE_ON_RESUME]
+    if other:
+        raise UsageError(f"--resume goes on with the settings the run began with: {'; '.join(other)}")
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Where, with what and how a run was made: versions, threads, git revision, command line."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        revision = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        revision = None
+    versions = {name: version(name) for name in ("torch", "torchvision", "numpy", "scikit-learn")}
+    return {
+        "command": [Path(sys.executable).name, *sys.argv],
+        "git_revision": revision,
+        "versions": {"python": platform.python_version(), **versions},
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "cpu": cpu_name(),
+        "num_cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def count_flops(create_model: Callable[..., nn.Module], model_args: dict[str, Any], img_size: int) -> int:
+    """Floating-point operations of one image's forward and backward pass, counted by torch without computing them."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        create_model(**model_args).eval()(torch.empty(1, 3, img_size, img_size)).sum().backward()
+    return counter.get_total_flops()
+
+
+def print_ready(
+    about: dict[str, Any], num_parameters: int, flops: int, why_precision: str, device: torch.device,
+    train_loader: ImageLoader, eval_loader: ImageLoader,
+) -> None:  # fmt: skip
+    """What is about to run, on what."""
+    config, img_size = about["config"], about["config"]["img_size"]
+    images = f"{len(train_loader.images):,} training and {len(eval_loader.images):,} {about['split']} images"
+    hardware = f"{cpu_name()}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+    schedule = f"{config['num_epochs']} epochs of {len(train_loader)} steps, {config['batch_size']} images a step"
+    print(
+        f"Model     {about['model_name']}: {num_parameters:,} parameters, "
+        f"{flops / 1e9:.2f} GFLOP an image (forward and backward)\n"
+        f"Device    {hardware}, {about['precision']} ({why_precision})\n"
+        f"Data      {config['dataset']}: {images}, {img_size}x{img_size}, {len(about['data']['class_names'])} classes\n"
+        f"Training  {schedule}, {config['optimizer']}, seed {config['seed']}\n"
+        f"Output    {config['output_dir']}",
+        flush=True,
+    )
+
+
+def draw_curves(records: history.History, folder: Path) -> None:
+    from training.plots import plot_training_curves  # here, because it takes seconds: the first step should not wait
+
+    plot_training_curves(records, folder / "training_curves.png", folder.name)
+
+
+if __name__ == "__main__":
+    with exit_codes("Go on with the same command and --resume."):
+        command = parse_training_command(ViTConfig, __doc__ or "")
+        main(command.config, VisionTransformer, command.resume, command.overwrite)

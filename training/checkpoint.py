@@ -1,0 +1,135 @@
+"""Checkpoints: tensors and plain values, written atomically, read with weights_only=True.
+
+A file is whole or not there: it is written beside its place, flushed to the disk and renamed. `last.pth` is what a run
+goes on from, `last.prev.pth` the one before it; the others carry weights and what rebuilds the model, no more.
+"""
+
+import os
+import pickle
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+
+from training.errors import RunError, UsageError
+
+FORMAT_VERSION = 1
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object], previous: Path | None = None) -> None:
+    """Have `write` fill a temporary file in the same folder, then rename it to `path`; nothing is left if it fails.
+
+    `previous` is where the file that stood at `path` is kept.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if previous and path.exists():
+            os.replace(path, previous)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RunError(f"can't write {path}: {error.strerror or error}; what was saved before is untouched") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save(path: Path, content: dict[str, Any], previous: Path | None = None) -> None:
+    """Write a checkpoint to `path`; `previous` is where the one that stood there is kept."""
+    content = {"format_version": FORMAT_VERSION, **content}
+    write_atomically(path, lambda file: torch.save(content, file), previous)
+
+
+def save_last(
+    folder: Path,
+    weights: dict[str, Any],
+    optimizer: torch.optim.Optimizer,
+    scheduler: LRScheduler,
+    device: torch.device,
+) -> None:
+    """Write last.pth, from which --resume goes on to the same bits; the one before it stays as last.prev.pth."""
+    state = {
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "random_state": get_random_state(device),
+    }
+    save(folder / "last.pth", {**weights, **state}, previous=folder / "last.prev.pth")
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A checkpoint's content, on the CPU. RunError for a file that is missing, damaged or of another kind."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise RunError(f"no checkpoint {path}: train first, or name another file") from None
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise RunError(f"can't read the checkpoint {path}, it is damaged or none: {first_line(error)}") from None
+    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
+        raise RunError(f"{path} is no checkpoint of this project's format version {FORMAT_VERSION}")
+    return content
+
+
+def load_last(folder: Path, warn: Callable[[str], object] = print) -> dict[str, Any]:
+    """The newest checkpoint that can be read, with a loud line for one that can't."""
+    problems = []
+    for name in ("last.pth", "last.prev.pth"):
+        try:
+            content = load(folder / name)
+        except RunError as error:
+            problems.append(str(error))
+            continue
+        if problems:
+            warn(f"WARNING: {problems[0]}; going on from {name}, epoch {content['epoch']}")
+        return content
+    raise RunError(f"nothing to resume in {folder}: {'; '.join(problems)}")
+
+
+def first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def refuse_used_folder(folder: Path) -> None:
+    """UsageError where the folder holds a run already."""
+    if any((folder / name).exists() for name in ("config.json", "last.pth", "last.prev.pth", "best_model.pth")):
+        raise UsageError(
+            f"{folder} holds a run: go on with --resume, start anew with --overwrite, or change --output-dir"
+        )
+
+
+def move_aside(folder: Path) -> None:
+    """Rename a folder so that a new run can have its name."""
+    if folder.exists():
+        aside = folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+        folder.rename(aside)
+        print(f"the run in {folder} is now in {aside}")
+
+
+def create_folder(folder: Path) -> None:
+    """Make the folder for a run's files, and see that it can be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RunError(f"can't write to --output-dir {folder}: {error.strerror}") from None
+
+
+def get_random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """The state of torch's generators: the CPU's, and the device's where it is another."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        state[device.type] = torch.get_device_module(device).get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Put back what get_random_state returned."""
+    torch.set_rng_state(state["cpu"])
+    if device.type in state and device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(state[device.type])

@@ -1,0 +1,68 @@
+"""The command line: a flag for every field of a dataclass (tyro), presets, and one line for what is not understood."""
+
+import argparse
+import contextlib
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import tyro
+
+from training.errors import UsageError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Command(Generic[T]):
+    """A training script's command line."""
+
+    config: tyro.conf.OmitArgPrefixes[T]
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    """go on from the newest good checkpoint in the output folder"""
+    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
+    """start anew in a folder that holds a run, which is moved aside"""
+
+
+def parse_training_command(config_class: Any, description: str, args: Sequence[str] | None = None) -> Command[Any]:
+    """Command line to config: a flag given beats the preset, and the preset beats the default. UsageError otherwise."""
+    preset = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    preset.add_argument("--preset", choices=config_class.presets, default="baseline")
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            name = preset.parse_known_args(args)[0].preset
+    except SystemExit:
+        name = "baseline"  # not a preset's name: the real parser below says so
+    try:
+        default = Command(config_class.from_preset(name))
+    except ValueError as error:
+        raise UsageError(f"{error} (in the config file)") from None
+    command = parse(Command[config_class], description, args, default)
+    if command.resume and command.overwrite:
+        raise UsageError("--resume goes on with a run and --overwrite starts anew: give one of them")
+    return command
+
+
+def parse(spec: Any, description: str, args: Sequence[str] | None = None, default: Any = None) -> Any:
+    """tyro's parser with its boxed complaints turned into a UsageError of one line; ValueErrors of a config too."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(spec, description=description, args=args, **({"default": default} if default else {}))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    except SystemExit as stop:
+        if stop.code == 0:  # --help
+            raise
+        raise UsageError(one_line(complaint.getvalue())) from None
+
+
+def one_line(box: str) -> str:
+    """The words of tyro's box before its first rule: what was wrong, without the frame."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [line.strip("│ ").strip() for line in text.splitlines() if line.startswith("│")]
+    rule = next((i for i, line in enumerate(lines) if line.startswith("──")), len(lines))
+    complaint = " ".join(lines[:rule]).rstrip(".").removeprefix("Error parsing config: ")
+    return f"{complaint}; --help lists the flags"

@@ -1,0 +1,79 @@
+"""What a run says: the ready lines, a bar or lines for the batches, the epoch's summary."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+LINE_EVERY = 100  # batches, where there is no terminal to draw a bar on
+TIMED_BATCHES = 20  # after as many, the first two not counted, the whole run's time is estimated
+
+
+def format_time(seconds: float) -> str:
+    """1 h 02 min, 3 min 20 s or 12 s."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+def print_epoch_header(epoch: int, num_epochs: int) -> None:
+    print(f"\nEpoch [{epoch}/{num_epochs}]\n{'-' * 70}", flush=True)
+
+
+def print_summary(figures: dict[str, float], split: str, new_best: bool) -> None:
+    """The end of an epoch, from its row of the history."""
+    label = split.capitalize()
+    lines = [
+        "",
+        "  Epoch Summary:",
+        f"    Train Loss: {figures['train_loss']:.4f} | Train Acc: {figures['train_acc']:5.2f}%",
+        f"    {label + ' Loss:':<11} {figures[f'{split}_loss']:.4f} | "
+        f"{label + ' Acc:':<10} {figures[f'{split}_acc']:5.2f}%",
+        f"    Learning Rate: {figures['lr']:.6f}",
+        f"    Time: {figures['epoch_time']:.1f}s",
+    ]
+    if new_best:
+        lines.append("    ✓ New best accuracy! Saved checkpoint.")
+    print("\n".join(lines), flush=True)
+
+
+class TrainProgress:
+    """The batches of one epoch: a bar with images/s and time left on a terminal, a line every 100 batches elsewhere.
+
+    With `epochs_left` above 0 (this one counted) it says what they will take, once the first batches are timed.
+    """
+
+    def __init__(self, num_batches: int, num_images: int, epochs_left: int = 0):
+        self.num_batches, self.num_images, self.epochs_left = num_batches, num_images, epochs_left
+        self.bar = tqdm(total=num_images, unit=" images", disable=not sys.stdout.isatty(), leave=False, file=sys.stdout)
+        self.timed_images = 0
+
+    def update(self, batch: int, num_images: int, loss: float, acc: float, lr: float) -> None:
+        """After batch number `batch` (from 1): mean loss and accuracy in percent of the epoch so far."""
+        self.bar.set_postfix_str(f"loss {loss:.4f}, acc {acc:.2f}%", refresh=False)
+        self.bar.update(num_images)
+        if self.bar.disable and batch % LINE_EVERY == 0:
+            print(
+                f"  Batch [{batch}/{self.num_batches}] | Loss: {loss:.4f} | Acc: {acc:.2f}% | LR: {lr:.6f}", flush=True
+            )
+        if self.epochs_left:
+            self._estimate(batch, num_images)
+
+    def _estimate(self, batch: int, num_images: int) -> None:
+        if batch == 2:  # the first two also set things up
+            self.started = time.perf_counter()
+        elif batch > 2:
+            self.timed_images += num_images
+        if batch == min(TIMED_BATCHES, self.num_batches) and self.timed_images:
+            rate = self.timed_images / (time.perf_counter() - self.started)
+            left = format_time(self.epochs_left * self.num_images / rate)
+            tqdm.write(
+                f"  {rate:.0f} images/s: about {left} for the training steps of {self.epochs_left} epochs", sys.stdout
+            )
+            sys.stdout.flush()
+            self.epochs_left = 0
+
+    def close(self) -> None:
+        self.bar.close()

@@ -1,0 +1,42 @@
+"""Errors that are the user's to mend, and exit codes: 0 done, 2 bad usage, 1 anything else, 130 Ctrl-C, 143 SIGTERM."""
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+
+
+class RunError(Exception):
+    """Something the user can mend: the message says what, where and what to do. Ends the program with exit code 1."""
+
+    exit_code = 1
+
+
+class UsageError(RunError):
+    """A flag, or a combination of them, that makes no sense here. Ends the program with exit code 2."""
+
+    exit_code = 2
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+@contextlib.contextmanager
+def exit_codes(advice: str = "") -> Iterator[None]:
+    """Run a script's main: a user's mistake becomes one line on stderr, an interrupt an exit code and `advice`."""
+
+    def on_sigterm(signum, frame):
+        raise Terminated
+
+    previous = signal.signal(signal.SIGTERM, on_sigterm)
+    try:
+        yield
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, Terminated) as stop:
+        print(f"\nstopped. {advice}".rstrip(), file=sys.stderr)
+        sys.exit(130 if isinstance(stop, KeyboardInterrupt) else 143)
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,54 @@
+"""training_history.json: what each epoch came to, as equally long lists in one object of strict JSON."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from training.checkpoint import write_atomically
+
+History = dict[str, list[float]]
+
+
+def new_history(split: str) -> History:
+    """Empty lists for each epoch's figures; `split` names the monitored images, "test" or "val"."""
+    names = [
+        "epoch",
+        "train_loss",
+        "train_acc",
+        f"{split}_loss",
+        f"{split}_acc",
+        "lr",
+        "epoch_time",
+        "images_per_second",
+    ]
+    return {name: [] for name in names}
+
+
+def append(history: History, figures: dict[str, float]) -> None:
+    """Add an epoch's figures, one to each list: losses in nats, accuracies in percent, times in seconds."""
+    if figures.keys() != history.keys():
+        raise KeyError(f"an epoch's figures are {sorted(history)}, got {sorted(figures)}")
+    for name, value in figures.items():
+        history[name].append(value)
+
+
+def monitored_split(history: History) -> str:
+    """The split that the best checkpoint was chosen on."""
+    return "val" if "val_acc" in history else "test"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Strict JSON (no NaN), written so that the file is never half there."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def read_history(path: Path) -> History | None:
+    """The history in a run's folder, or None where it is missing or can't be read."""
+    try:
+        history = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(history, dict) or not history.get("epoch") or len({len(v) for v in history.values()}) != 1:
+        return None
+    return history
