@@ -144,6 +144,11 @@ def channel_stats(images: Tensor) -> tuple[list[float], list[float]]:
     return (mean / 255).tolist(), (std / 255).tolist()
 
 
+def normalize(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
+    """uint8 images to floats of mean 0 and standard deviation 1 in each channel; `mean` and `std` are in 0..1."""
+    return tv.normalize(images.float(), [255 * value for value in mean], [255 * value for value in std], inplace=True)
+
+
 class ImageLoader:
     """Yields normalized float batches (images, labels) from uint8 images, prepared a chunk at a time.
 
@@ -171,8 +176,6 @@ class ImageLoader:
     ):
         self.stats: dict[str, Any] = {"mean": mean, "std": std}
         self.images, self.labels = images.to(device), labels.to(device)
-        self.mean = torch.tensor(mean, device=device).mul(255).view(-1, 1, 1)
-        self.std = torch.tensor(std, device=device).mul(255).view(-1, 1, 1)
         self.batch_size = batch_size
         self.shuffle_seed = shuffle_seed
         self.augmentation = augmentation
@@ -196,7 +199,7 @@ class ImageLoader:
         chunk_size = max(1, CHUNK_SIZE // self.batch_size) * self.batch_size
         for images, labels in self._prepared(order.split(chunk_size), draws):
             for batch, batch_labels in zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True):
-                yield batch.float().sub_(self.mean).div_(self.std), batch_labels
+                yield normalize(batch, **self.stats), batch_labels
 
     def _prepared(self, chunks: tuple[Tensor, ...], draws: Draws | None) -> Iterator[tuple[Tensor, Tensor]]:
         """The chunks' augmented uint8 images and labels, in order; with workers, prepared while others are used."""

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
+from tqdm import tqdm
 
 from training.console import TrainProgress
 from training.data import ImageLoader
@@ -68,7 +69,7 @@ def predict(model: nn.Module, loader: ImageLoader, dtype: torch.dtype) -> tuple[
     """Logits (n, num_classes) in fp32 and labels (n,) of all images, on the CPU."""
     model.eval()
     logits, labels = [], []
-    for images, batch_labels in loader:
+    for images, batch_labels in tqdm(loader, f"evaluating on the {loader.split} images", disable=None, leave=False):
         with autocast(images.device, dtype):
             logits.append(model(images).float())
         labels.append(batch_labels)

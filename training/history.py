@@ -43,7 +43,7 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def read_history(path: Path) -> History | None:
+def read(path: Path) -> History | None:
     """The history in a run's folder, or None where it is missing or can't be read."""
     try:
         history = json.loads(path.read_text())

@@ -1,0 +1,49 @@
+"""Train ResNet-18 on the same data, in the same loop and to the same files as the ViT, to compare the two.
+
+    python train_resnet_cifar10.py                            # CIFAR-10, 100 epochs
+    python compare_runs.py checkpoints/vit_tiny_cifar10 checkpoints/resnet18_cifar10
+
+The files of the run go to checkpoints/resnet18_cifar10; evaluate_vit.py takes its checkpoints too.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from config_vit_cifar10 import TrainConfig
+from resnet import ResNet18
+from train_vit_cifar10 import main
+from training.cli import parse_training_command
+from training.errors import exit_codes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetConfig(TrainConfig):
+    """ResNet-18's run: SGD with Nesterov momentum, the usual recipe on CIFAR."""
+
+    preset: Literal["baseline", "quick", "no-augment", "no-warmup"] = "baseline"
+    """named set of values that the flags start from"""
+    optimizer: Literal["adamw", "sgd"] = "sgd"
+    """sgd with Nesterov momentum 0.9, or adamw (then lower the learning rate to some 0.001)"""
+    batch_size: int = 128
+    """images a step"""
+    learning_rate: float = 0.1
+    """learning rate at its peak, at the end of the warmup"""
+    weight_decay: float = 5e-4
+    """weight decay of convolutions and the last layer; biases and norms have none"""
+    warmup_epochs: int = 5
+    """epochs in which the learning rate rises linearly from 0, before its cosine decay to 0"""
+    output_dir: str = "checkpoints/resnet18_cifar10"
+    """folder for the files of the run"""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "baseline": {},
+        "quick": {"num_epochs": 50},
+        "no-augment": {"auto_augment": False, "crop_padding": 0, "horizontal_flip": False},
+        "no-warmup": {"warmup_epochs": 0},
+    }
+
+
+if __name__ == "__main__":
+    with exit_codes("Go on with the same command and --resume."):
+        command = parse_training_command(ResNetConfig, __doc__ or "")
+        main(command.config, ResNet18, command.resume, command.overwrite)
