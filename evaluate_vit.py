@@ -108,7 +108,7 @@ def measure(logits: Tensor, labels: Tensor, class_names: list[str]) -> dict[str,
     """
     predicted, numbers = logits.argmax(dim=1), list(range(len(class_names)))
     matrix = confusion_matrix(labels, predicted, labels=numbers)
-    scores = precision_recall_fscore_support(labels, predicted, labels=numbers, zero_division=0)
+    scores = precision_recall_fscore_support(labels, predicted, labels=numbers, zero_division=0)  # pyright: ignore
     precision, recall, f1, support = map(np.asarray, scores)
     per_class = [
         {

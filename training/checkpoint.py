@@ -68,8 +68,9 @@ def load(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise RunError(f"no checkpoint {path}: train first, or name another file") from None
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        raise RunError(f"can't read the checkpoint {path}, it is damaged or none: {first_line(error)}") from None
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError):
+        # torch's own words are left out: they advise to load it unsafely
+        raise RunError(f"{path} is damaged, or no checkpoint of this project: name another, or train anew") from None
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
         raise RunError(f"{path} is no checkpoint of this project's format version {FORMAT_VERSION}")
     return content

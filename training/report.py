@@ -12,13 +12,13 @@ from training.history import History, monitored_split
 FIGURES = {  # file: heading, how to read it
     "training_curves.png": (
         "Training",
-        "Loss should fall and accuracy rise on both splits. Where the solid lines get worse while the dashed ones still get "
-        "better, the model has begun to learn the training images by heart. Those are augmented, so they are often the "
-        "harder ones, and the dashed lines the worse.",
+        "Loss should fall and accuracy rise on both splits. Where the solid lines get worse while the dashed ones get "
+        "better, the model has begun to learn the training images by heart. Those are augmented, so they are often "
+        "the harder ones, and the dashed lines the worse.",
     ),
     "confusion_matrix.png": (
         "Confusion matrix",
-        "A row holds the images of one class, a column what the model took them for: the diagonal is what it got right.",
+        "A row holds the images of one class, a column what the model took them for; the diagonal is right.",
     ),
     "per_class_accuracy.png": (
         "Accuracy by class",
@@ -26,7 +26,7 @@ FIGURES = {  # file: heading, how to read it
     ),
     "predictions.png": (
         "Predictions",
-        "Images drawn at random, with the model's answer and its probability; mistakes are red and name the right answer.",
+        "Images drawn at random, with the model's answer and its probability; mistakes are red and name the truth.",
     ),
 }
 
