@@ -149,11 +149,13 @@ class ViTConfig(TrainConfig):
         "patch8": {"patch_size": 8},  # 17 tokens
         "no-augment": {"auto_augment": False, "crop_padding": 0, "horizontal_flip": False},
         "no-warmup": {"warmup_epochs": 0},
-        # scikit-learn's digits, 8x8 pixels doubled to 16x16, and a model of their size: two minutes on two cores
+        # scikit-learn's digits, 8x8 pixels doubled to 16x16, and a model of their size: a minute on two cores.
+        # AutoAugment's policy was searched on photographs; digits reach 98.6 % without it and 96.7 % with it.
         "demo": {
             "dataset": "digits",
             "img_size": 16,
             "crop_padding": 2,
+            "auto_augment": False,
             "embed_dim": 96,
             "depth": 4,
             "num_epochs": 60,

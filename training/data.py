@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision import datasets
 from torchvision.transforms.v2 import functional as tv
@@ -58,7 +58,7 @@ def load_cifar(name: str, data_dir: str, data_url: str) -> Dataset:
         source = type(source.__name__, (source,), {"url": data_url})
     try:
         train, test = (source(data_dir, train=train, download=True) for train in (True, False))
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # a bad address alone can raise any of five kinds
         raise RunError(
             f"could not get {name} ({str(error).rstrip('.')}): put {source.filename} into {data_dir} by hand, "
             "give a mirror with --data-url, or use --dataset digits or image-folder, which need no download"
@@ -110,9 +110,14 @@ def read_image(path: str | Path, img_size: int) -> Tensor:
     """One picture of any size and mode as uint8 (3, img_size, img_size). RunError, naming the file, if it is none."""
     try:
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file).convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise RunError(f"can't read the image {path}: {error}; mend it or take it away") from None
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I;16"):  # 16-bit grey, which Pillow would clip to white
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            image = image.convert("RGB")
+    except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
+        raise RunError(
+            f"can't read the image {path}: {str(error) or type(error).__name__}; mend it or remove it"
+        ) from None
     if image.size != (img_size, img_size):
         image = image.resize((img_size, img_size), Image.Resampling.BILINEAR)  # with antialiasing
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
@@ -174,6 +179,8 @@ class ImageLoader:
         device: torch.device | str = "cpu",
         split: str,
     ):
+        if augmentation is not None and shuffle_seed is None:
+            raise ValueError("augmentation draws its numbers from shuffle_seed: give one")
         self.stats: dict[str, Any] = {"mean": mean, "std": std}
         self.images, self.labels = images.to(device), labels.to(device)
         self.batch_size = batch_size

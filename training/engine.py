@@ -77,8 +77,13 @@ def predict(model: nn.Module, loader: ImageLoader, dtype: torch.dtype) -> tuple[
 
 
 def evaluate(model: nn.Module, loader: ImageLoader, dtype: torch.dtype) -> dict[str, float]:
-    """Mean cross-entropy (nats) and accuracy (percent) over all images, named by their split: test_loss, test_acc."""
+    """Mean cross-entropy (nats) and accuracy (percent) over all images, named by their split: test_loss, test_acc.
+
+    RunError where the loss is not finite, so that no such model is saved.
+    """
     logits, labels = predict(model, loader, dtype)
     loss = F.cross_entropy(logits.double(), labels).item()
+    if not math.isfinite(loss):
+        raise RunError(f"the {loader.split} loss became {loss}: lower --learning-rate, or set --clip-grad-norm 1")
     correct = int((logits.argmax(dim=1) == labels).sum())
     return {f"{loader.split}_loss": loss, f"{loader.split}_acc": 100 * correct / len(labels)}

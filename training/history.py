@@ -49,6 +49,6 @@ def read(path: Path) -> History | None:
         history = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    if not isinstance(history, dict) or not history.get("epoch") or len({len(v) for v in history.values()}) != 1:
+    if not isinstance(history, dict) or not all(isinstance(values, list) for values in history.values()):
         return None
-    return history
+    return history if history.get("epoch") and len({len(values) for values in history.values()}) == 1 else None

@@ -28,7 +28,7 @@ def plot_training_curves(history: History, path: Path, title: str) -> None:
     split = monitored_split(history)
     epochs = history["epoch"]
     marker = "o" if len(epochs) <= 20 else None
-    figure, (loss_axes, acc_axes, lr_axes) = plt.subplots(1, 3, figsize=(15, 4.2))
+    figure, (loss_axes, acc_axes, lr_axes) = plt.subplots(1, 3, figsize=(15, 4.4), layout="constrained")
     for axes, kind in ((loss_axes, "loss"), (acc_axes, "acc")):
         axes.plot(epochs, history[f"train_{kind}"], "--", marker=marker, label="train (augmented images)")
         axes.plot(epochs, history[f"{split}_{kind}"], "-", marker=marker, label=split)
@@ -71,7 +71,7 @@ def plot_per_class_accuracy(per_class: list[dict], accuracy: float, path: Path) 
     ordered = sorted(per_class, key=lambda row: -row["accuracy"])
     figure, axes = plt.subplots(figsize=(8, max(3.0, 0.34 * len(ordered) + 1.2)))
     bars = axes.barh([row["name"] for row in ordered], [row["accuracy"] for row in ordered], color="C0")
-    axes.bar_label(bars, fmt="%.1f", padding=3)
+    axes.bar_label(bars, fmt="%.1f", padding=4, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
     axes.axvline(accuracy, color="black", linestyle="--", label=f"all images: {accuracy:.2f} %")
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
@@ -90,7 +90,7 @@ def plot_predictions(images: Tensor, labels: Tensor, probabilities: Tensor, clas
     for axes, image, label, row in zip(grid.flat, images, labels.tolist(), probabilities, strict=False):
         guess = int(row.argmax())
         axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
-        text = f"{class_names[guess]} {100 * row[guess]:.0f} %"
+        text = f"{class_names[guess]}: {100 * row[guess]:.0f} %"
         right = guess == label
         axes.set_title(
             f"✓ {text}" if right else f"✗ {text}\n(is {class_names[label]})", fontsize=9, pad=3,
@@ -98,4 +98,23 @@ def plot_predictions(images: Tensor, labels: Tensor, probabilities: Tensor, clas
         )  # fmt: skip
     figure.suptitle("Predictions on images drawn at random")
     figure.tight_layout()
+    save_figure(figure, path)
+
+
+def plot_comparison(histories: dict[str, History], path: Path) -> None:
+    """Monitored loss and accuracy of several runs over the epochs, and accuracy over the hours they took."""
+    figure, (loss_axes, acc_axes, time_axes) = plt.subplots(1, 3, figsize=(15, 4.4), layout="constrained")
+    for name, history in histories.items():
+        split = monitored_split(history)
+        marker = "o" if len(history["epoch"]) <= 20 else None
+        hours = np.cumsum(history["epoch_time"]) / 3600
+        loss_axes.plot(history["epoch"], history[f"{split}_loss"], marker=marker, label=f"{name} ({split})")
+        acc_axes.plot(history["epoch"], history[f"{split}_acc"], marker=marker)
+        time_axes.plot(hours, history[f"{split}_acc"], marker=marker)
+    loss_axes.set(title="Loss", xlabel="epoch", ylabel="cross-entropy (nats)")
+    acc_axes.set(title="Accuracy", xlabel="epoch", ylabel="accuracy (%)")
+    time_axes.set(title="Accuracy against time", xlabel="hours", ylabel="accuracy (%)")
+    for axes in (loss_axes, acc_axes):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), frameon=False)
     save_figure(figure, path)

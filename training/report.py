@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from training.checkpoint import write_atomically
+from training.console import format_time
 from training.history import History, monitored_split
 
 FIGURES = {  # file: heading, how to read it
@@ -43,7 +44,7 @@ def write_report(path: Path, evaluation: dict[str, Any], saved: dict[str, Any], 
     split = monitored_split(records)
     cost = {
         "epochs": len(records["epoch"]),
-        "hours": sum(records["epoch_time"]) / 3600,
+        "time": format_time(sum(records["epoch_time"])),
         "images_per_second": sum(records["images_per_second"]) / len(records["epoch"]),
         "last_acc": records[f"{split}_acc"][-1],
     }

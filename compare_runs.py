@@ -1,0 +1,74 @@
+"""Put several runs side by side: a table on the terminal, and their curves in one figure.
+
+    python compare_runs.py checkpoints/vit_tiny_cifar10 checkpoints/resnet18_cifar10
+
+Takes the folders of train_vit_cifar10.py and train_resnet_cifar10.py, finished or still running.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from training import history
+from training.cli import parse
+from training.console import format_time
+from training.errors import RunError, UsageError, exit_codes
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Which runs, and where the figure goes."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """folders of runs"""
+    output: str = "comparison.png"
+    """file for the figure"""
+
+
+def main(config: CompareConfig) -> None:
+    """Read the runs' histories, print the table, draw the figure."""
+    if not config.runs:
+        raise UsageError("name at least one folder of a run, such as checkpoints/vit_tiny_cifar10")
+    runs = [read_run(Path(folder)) for folder in config.runs]
+    print_table(runs)
+    from training.plots import plot_comparison  # takes seconds to import: after what can fail
+
+    plot_comparison({run["name"]: run["history"] for run in runs}, Path(config.output))
+    print(f"\nCurves: {config.output}")
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What a run's folder says of it."""
+    records = history.read(folder / "training_history.json")
+    if records is None:
+        raise RunError(f"{folder} holds no run with a finished epoch: training_history.json is missing or damaged")
+    try:
+        about = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        raise RunError(f"{folder / 'config.json'} is missing or damaged") from None
+    return {"name": folder.as_posix(), "history": records, **about}
+
+
+def print_table(runs: list[dict[str, Any]]) -> None:
+    """A line a run: best and last accuracy in percent, and what they cost."""
+    width = max(len("run"), *(len(run["name"]) for run in runs))
+    heading = f"{'run':<{width}}  {'model':<17}  epochs  best on     best  epoch   last  images/s        time"
+    print(f"{heading}\n{'-' * len(heading)}")
+    for run in runs:
+        records = run["history"]
+        split = history.monitored_split(records)
+        accuracies, rate = records[f"{split}_acc"], records["images_per_second"]
+        best = max(accuracies)
+        print(
+            f"{run['name']:<{width}}  {run['model_name']:<17}  {len(accuracies):>6}  {split:<7}  {best:>5.2f}%  "
+            f"{records['epoch'][accuracies.index(best)]:>5}  {accuracies[-1]:>5.2f}  {sum(rate) / len(rate):>8.0f}  "
+            f"{format_time(sum(records['epoch_time'])):>10}"
+        )
+
+
+if __name__ == "__main__":
+    with exit_codes():
+        main(parse(CompareConfig, __doc__ or ""))

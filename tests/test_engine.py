@@ -1,0 +1,160 @@
+"""An epoch takes the steps that plain torch would take, and reports what scikit-learn would; what explodes stops."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, log_loss
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from training.console import TrainProgress
+from training.data import ImageLoader, channel_stats, load_dataset
+from training.engine import evaluate, predict, train_one_epoch
+from training.errors import RunError
+from training.optim import create_optimizer, create_scheduler
+from vit import VisionTransformer
+
+DIGITS = load_dataset("digits", "", img_size=8)
+MEAN, STD = channel_stats(DIGITS.train_images)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """For networks as small as these, a second thread is only somebody to wait for."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def tiny_vit(dropout: float = 0.0) -> VisionTransformer:
+    torch.manual_seed(0)
+    model = VisionTransformer(img_size=8, patch_size=2, embed_dim=48, depth=2, num_heads=3, dropout=dropout)
+    nn.init.normal_(model.head.weight, std=0.5)  # so that the logits differ from the start
+    return model
+
+
+def digits_loader(num_images: int, batch_size: int, split: str = "train", **arguments) -> ImageLoader:
+    images, labels = DIGITS.train_images[:num_images], DIGITS.train_labels[:num_images]
+    return ImageLoader(images, labels, MEAN, STD, batch_size, split=split, **arguments)
+
+
+def run_epoch(model: nn.Module, loader: ImageLoader, optimizer, scheduler=None, clip_grad_norm=0.0):
+    scheduler = scheduler or LambdaLR(optimizer, lambda step: 1.0)
+    progress = TrainProgress(len(loader), len(loader.images))
+    return train_one_epoch(model, loader, optimizer, scheduler, torch.float32, clip_grad_norm, progress)
+
+
+def by_hand(loader: ImageLoader) -> tuple[torch.Tensor, torch.Tensor]:
+    """All images, normalized by numpy, and labels."""
+    pixels = loader.images.numpy() / 255
+    normalized = (pixels - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
+    return torch.from_numpy(normalized).float(), loader.labels
+
+
+def flat(model: nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_evaluation_equals_scikit_learns_log_loss_and_accuracy(split):
+    model, loader = tiny_vit(dropout=0.5), digits_loader(250, batch_size=100, split=split)  # the last batch is of 50
+    images, labels = by_hand(loader)
+    with torch.no_grad():
+        probabilities = model.eval()(images).double().softmax(dim=1).numpy()
+    model.train()  # evaluate has to switch the dropout off
+    figures = evaluate(model, loader, torch.float32)
+    assert figures.keys() == {f"{split}_loss", f"{split}_acc"}
+    assert figures[f"{split}_loss"] == pytest.approx(log_loss(labels, probabilities, labels=range(10)), rel=1e-5)
+    assert figures[f"{split}_acc"] == pytest.approx(100 * accuracy_score(labels, probabilities.argmax(axis=1)))
+
+
+def test_predict_returns_logits_and_labels_in_the_images_order():
+    model, loader = tiny_vit(), digits_loader(70, batch_size=32)
+    logits, labels = predict(model, loader, torch.float32)
+    with torch.no_grad():
+        expected = model(by_hand(loader)[0])
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(labels, DIGITS.train_labels[:70])
+
+
+def test_an_epochs_training_figures_are_means_over_its_images():
+    model, loader = tiny_vit(), digits_loader(250, batch_size=100)
+    images, labels = by_hand(loader)
+    with torch.no_grad():
+        probabilities = model(images).double().softmax(dim=1).numpy()
+    figures = run_epoch(model, loader, torch.optim.SGD(model.parameters(), lr=0.0))  # nothing moves
+    assert figures["train_loss"] == pytest.approx(log_loss(labels, probabilities, labels=range(10)), rel=1e-5)
+    assert figures["train_acc"] == pytest.approx(100 * accuracy_score(labels, probabilities.argmax(axis=1)))
+
+
+def test_an_epoch_takes_the_steps_written_by_hand():
+    model, loader = tiny_vit(), digits_loader(48, batch_size=32)
+    expected = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    figures = run_epoch(model, loader, optimizer, LambdaLR(optimizer, lambda step: [1.0, 0.5, 0.0][step]))
+
+    images, labels = by_hand(loader)
+    for part, learning_rate in ((slice(0, 32), 0.1), (slice(32, 48), 0.05)):
+        log_probabilities = expected(images[part]).log_softmax(dim=1)
+        loss = -log_probabilities.gather(1, labels[part, None]).mean()
+        gradients = torch.autograd.grad(loss, [*expected.parameters()])
+        for parameter, gradient in zip(expected.parameters(), gradients, strict=True):
+            parameter.data -= learning_rate * gradient
+    torch.testing.assert_close(flat(model), flat(expected), rtol=1e-4, atol=1e-5)
+    assert (flat(model) - flat(tiny_vit())).norm() > 0.01
+    assert figures["lr"] == pytest.approx(0.05)  # of the last step
+
+
+@pytest.mark.parametrize(("clip_grad_norm", "shortened"), [(0.01, True), (1e6, False), (0.0, False)])
+def test_clip_grad_norm_shortens_long_gradients_and_no_others(clip_grad_norm, shortened):
+    model, loader = tiny_vit(), digits_loader(32, batch_size=32)
+    images, labels = by_hand(loader)
+    loss = nn.functional.cross_entropy(model(images), labels)
+    gradient = torch.cat([part.flatten() for part in torch.autograd.grad(loss, [*model.parameters()])])
+    before = flat(model)
+    run_epoch(model, loader, torch.optim.SGD(model.parameters(), lr=1.0), clip_grad_norm=clip_grad_norm)
+    expected = gradient * clip_grad_norm / gradient.norm() if shortened else gradient
+    torch.testing.assert_close(before - flat(model), expected, rtol=1e-2, atol=1e-5)
+    assert gradient.norm() > 0.1
+
+
+class Exploding(nn.Module):
+    """A model with infinite logits."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model(images) * math.inf
+
+
+def test_a_loss_that_is_not_finite_raises_and_leaves_the_weights_as_they_were():
+    model, loader = Exploding(tiny_vit()), digits_loader(64, batch_size=32)
+    loader.set_epoch(4)
+    before = flat(model)
+    with pytest.raises(RunError, match=r"loss became nan in batch 1 of epoch 5: lower --learning-rate"):
+        run_epoch(model, loader, create_optimizer(model, "adamw", learning_rate=1.0, weight_decay=0.5))
+    assert torch.equal(flat(model), before)
+
+
+def test_evaluation_of_a_model_that_has_exploded_raises():
+    """The last step of an epoch can spoil the weights; then no checkpoint may be made of them."""
+    with pytest.raises(RunError, match="loss"):
+        evaluate(Exploding(tiny_vit()), digits_loader(64, batch_size=32, split="test"), torch.float32)
+
+
+def test_a_tiny_vit_learns_64_digits_by_heart():
+    model, loader = tiny_vit(), digits_loader(64, batch_size=32, shuffle_seed=0)
+    optimizer = create_optimizer(model, "adamw", learning_rate=3e-3, weight_decay=0.05)
+    scheduler = create_scheduler(optimizer, warmup_steps=10, total_steps=160)
+    untrained = evaluate(model, loader, torch.float32)["train_acc"]
+    for epoch in range(80):
+        loader.set_epoch(epoch)
+        run_epoch(model, loader, optimizer, scheduler)
+    assert untrained < 50
+    assert evaluate(model, loader, torch.float32)["train_acc"] == 100
