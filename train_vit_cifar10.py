@@ -69,9 +69,6 @@ def main(config: TrainConfig, create_model: Callable[..., nn.Module], resume: bo
         checkpoint.set_random_state(saved["random_state"], device)
         records = saved["history"]
     first_epoch = len(records["epoch"])
-    if first_epoch == config.num_epochs:
-        print(f"The run in {folder} has all its {config.num_epochs} epochs: evaluate_vit.py shows what it came to.")
-        return
 
     if overwrite:
         checkpoint.move_aside(folder)
@@ -84,7 +81,8 @@ def main(config: TrainConfig, create_model: Callable[..., nn.Module], resume: bo
         "split": split,
         "precision": str(dtype).removeprefix("torch."),
     }
-    history.write_json(folder / "config.json", {**about, **describe_machine(device)})
+    if not saved:
+        history.write_json(folder / "config.json", {**about, **describe_machine(device)})
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     flops = count_flops(create_model, model_args, config.img_size)
     print_ready(about, num_parameters, flops, why_dtype, device, train_loader, eval_loader)
@@ -105,24 +103,26 @@ def main(config: TrainConfig, create_model: Callable[..., nn.Module], resume: bo
 
         weights = {**about, "epoch": epoch + 1, "model": model.state_dict(), "history": records}
         last_epoch = epoch + 1 == config.num_epochs
-        if new_best:
-            checkpoint.save(folder / "best_model.pth", weights)
-        if last_epoch or (epoch + 1) % config.save_every == 0:
-            checkpoint.save(folder / f"checkpoint_epoch_{epoch + 1}.pth", weights)
-        if last_epoch:
-            checkpoint.save(folder / "final_model.pth", weights)
+        kept = {
+            "best_model.pth": new_best,
+            f"checkpoint_epoch_{epoch + 1}.pth": last_epoch or (epoch + 1) % config.save_every == 0,
+            "final_model.pth": last_epoch,
+        }
+        for name in (name for name, due in kept.items() if due):
+            checkpoint.save(folder / name, weights)
         checkpoint.save_last(folder, weights, optimizer, scheduler, device)
         history.write_json(folder / "training_history.json", records)
         draw_curves(records, folder)
         console.print_summary(figures, split, new_best)
 
-    accuracies = records[f"{split}_acc"]
-    best = accuracies.index(max(accuracies))
-    print(f"\nBest {split} accuracy: {accuracies[best]:.2f}% in epoch {records['epoch'][best]}. The run is in {folder}")
+    if first_epoch == config.num_epochs:
+        print(f"\nThis run has all its {config.num_epochs} epochs already.")
+        history.write_json(folder / "training_history.json", records)  # it may have been stopped just before this
+        draw_curves(records, folder)
+    print_best(records, folder)
     if split == "val":  # only now, and once: no choice was made on these images
         model.load_state_dict(checkpoint.load(folder / "best_model.pth")["model"])
-        test_loader = create_eval_loader(dataset, "test", train_loader.stats, device)
-        test = evaluate(model, test_loader, dtype)
+        test = evaluate(model, create_eval_loader(dataset, "test", train_loader.stats, device), dtype)
         print(f"Test Loss of that model: {test['test_loss']:.4f} | Test Acc: {test['test_acc']:.2f}%")
 
 
@@ -141,11 +141,11 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         revision = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         revision = None
-    versions = {name: version(name) for name in ("torch", "torchvision", "numpy", "scikit-learn")}
+    versions = {name: version(name) for name in ("torchvision", "numpy", "scikit-learn")}
     return {
         "command": [Path(sys.executable).name, *sys.argv],
         "git_revision": revision,
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__), **versions},
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "cpu": cpu_name(),
@@ -187,6 +187,14 @@ def print_ready(
         f"Output    {config['output_dir']}",
         flush=True,
     )
+
+
+def print_best(records: history.History, folder: Path) -> None:
+    """The end of a run."""
+    split = history.monitored_split(records)
+    best = max(records[f"{split}_acc"])
+    epoch = records["epoch"][records[f"{split}_acc"].index(best)]
+    print(f"\nBest {split} accuracy: {best:.2f}% in epoch {epoch}. The run is in {folder}")
 
 
 def draw_curves(records: history.History, folder: Path) -> None:

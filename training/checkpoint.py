@@ -5,9 +5,9 @@ goes on from, `last.prev.pth` the one before it; the others carry weights and wh
 """
 
 import os
-import pickle
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -34,8 +34,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object], previous:
         if previous and path.exists():
             os.replace(path, previous)
         os.replace(temporary, path)
-    except OSError as error:
-        raise RunError(f"can't write {path}: {error.strerror or error}; what was saved before is untouched") from error
+    except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of a full disk
+        raise RunError(f"can't write {path}: {first_line(error)}; what was saved before is untouched") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -64,22 +64,28 @@ def save_last(
 
 def load(path: Path) -> dict[str, Any]:
     """A checkpoint's content, on the CPU. RunError for a file that is missing, damaged or of another kind."""
+    if not path.exists():
+        raise RunError(f"no checkpoint {path}: train first, or name another file")
     try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip():  # torch.load does not look at the checksums
+                raise zipfile.BadZipFile
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise RunError(f"no checkpoint {path}: train first, or name another file") from None
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError):
-        # torch's own words are left out: they advise to load it unsafely
+    except Exception:  # whatever a damaged file leads to; torch's own words would advise to load it unsafely
         raise RunError(f"{path} is damaged, or no checkpoint of this project: name another, or train anew") from None
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
         raise RunError(f"{path} is no checkpoint of this project's format version {FORMAT_VERSION}")
     return content
 
 
-def load_last(folder: Path, warn: Callable[[str], object] = print) -> dict[str, Any]:
-    """The newest checkpoint that can be read, with a loud line for one that can't."""
-    problems = []
-    for name in ("last.pth", "last.prev.pth"):
+def load_last(folder: Path, warn: Callable[[str], object] = print) -> dict[str, Any] | None:
+    """The newest checkpoint that can be read, with a loud line for one that can't; None for a run without any yet."""
+    problems, names = [], ("last.pth", "last.prev.pth")
+    if not any((folder / name).exists() for name in names):
+        if (folder / "config.json").exists():
+            return None
+        raise RunError(f"nothing to resume in {folder}: it holds no run")
+    for name in names:
         try:
             content = load(folder / name)
         except RunError as error:
@@ -88,25 +94,33 @@ def load_last(folder: Path, warn: Callable[[str], object] = print) -> dict[str, 
         if problems:
             warn(f"WARNING: {problems[0]}; going on from {name}, epoch {content['epoch']}")
         return content
-    raise RunError(f"nothing to resume in {folder}: {'; '.join(problems)}")
+    raise RunError(f"nothing to resume in {folder}: {problems[0]}")
 
 
 def first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
+def holds_run(folder: Path) -> bool:
+    """Whether a run has begun to write its files there."""
+    return any((folder / name).exists() for name in ("config.json", "last.pth", "last.prev.pth", "best_model.pth"))
+
+
 def refuse_used_folder(folder: Path) -> None:
     """UsageError where the folder holds a run already."""
-    if any((folder / name).exists() for name in ("config.json", "last.pth", "last.prev.pth", "best_model.pth")):
+    if holds_run(folder):
         raise UsageError(
             f"{folder} holds a run: go on with --resume, start anew with --overwrite, or change --output-dir"
         )
 
 
 def move_aside(folder: Path) -> None:
-    """Rename a folder so that a new run can have its name."""
-    if folder.exists():
+    """Rename the folder of a run so that a new one can have its name."""
+    folder = folder.resolve()
+    if holds_run(folder):
         aside = folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+        while aside.exists():
+            aside = aside.with_name(f"{aside.name}+")
         folder.rename(aside)
         print(f"the run in {folder} is now in {aside}")
 

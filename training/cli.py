@@ -37,7 +37,7 @@ def parse_training_command(config_class: Any, description: str, args: Sequence[s
         name = "baseline"  # not a preset's name: the real parser below says so
     try:
         default = Command(config_class.from_preset(name))
-    except ValueError as error:
+    except (TypeError, ValueError) as error:  # a field that a preset misspells is a TypeError
         raise UsageError(f"{error} (in the config file)") from None
     command = parse(Command[config_class], description, args, default)
     if command.resume and command.overwrite:
@@ -60,9 +60,9 @@ def parse(spec: Any, description: str, args: Sequence[str] | None = None, defaul
 
 
 def one_line(box: str) -> str:
-    """The words of tyro's box before its first rule: what was wrong, without the frame."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    lines = [line.strip("│ ").strip() for line in text.splitlines() if line.startswith("│")]
-    rule = next((i for i, line in enumerate(lines) if line.startswith("──")), len(lines))
-    complaint = " ".join(lines[:rule]).rstrip(".").removeprefix("Error parsing config: ")
-    return f"{complaint}; --help lists the flags"
+    """What tyro's box says was wrong, without the frame: what stands between its first two rules."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()
+    rules = [i for i, line in enumerate(lines) if line.startswith("╭") or "───" in line or "---" in line]
+    message = lines[rules[0] + 1 : rules[1]] if len(rules) > 1 else lines
+    complaint = " ".join(line.strip("│| ") for line in message).strip().rstrip(".")
+    return f"{re.sub('^Error parsing (config|[A-Z][A-Za-z]*): ', '', complaint)}; --help lists the flags"

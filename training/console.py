@@ -69,9 +69,8 @@ class TrainProgress:
         if batch == min(TIMED_BATCHES, self.num_batches) and self.timed_images:
             rate = self.timed_images / (time.perf_counter() - self.started)
             left = format_time(self.epochs_left * self.num_images / rate)
-            tqdm.write(
-                f"  {rate:.0f} images/s: about {left} for the training steps of {self.epochs_left} epochs", sys.stdout
-            )
+            epochs = "1 epoch" if self.epochs_left == 1 else f"{self.epochs_left} epochs"
+            tqdm.write(f"  {rate:.0f} images/s: about {left} for the training steps of {epochs}", sys.stdout)
             sys.stdout.flush()
             self.epochs_left = 0
 

@@ -115,9 +115,7 @@ def read_image(path: str | Path, img_size: int) -> Tensor:
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             image = image.convert("RGB")
     except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
-        raise RunError(
-            f"can't read the image {path}: {str(error) or type(error).__name__}; mend it or remove it"
-        ) from None
+        raise RunError(f"can't read the image {path}: {str(error) or type(error).__name__}") from None
     if image.size != (img_size, img_size):
         image = image.resize((img_size, img_size), Image.Resampling.BILINEAR)  # with antialiasing
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

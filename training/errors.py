@@ -1,6 +1,7 @@
 """Errors that are the user's to mend, and exit codes: 0 done, 2 bad usage, 1 anything else, 130 Ctrl-C, 143 SIGTERM."""
 
 import contextlib
+import io
 import signal
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,9 @@ def exit_codes(advice: str = "") -> Iterator[None]:
     def on_sigterm(signum, frame):
         raise Terminated
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without ✓ shows ? and goes on
     previous = signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield

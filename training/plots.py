@@ -16,6 +16,7 @@ from training.checkpoint import write_atomically
 from training.history import History, monitored_split
 
 sns.set_theme(style="whitegrid", palette="colorblind")
+plt.rcParams["text.parse_math"] = False  # a $ in a class or folder name is a $
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -1,0 +1,148 @@
+"""The command line: a flag beats the preset, the preset beats the default, and a mistake is one line that names it."""
+
+import dataclasses
+import io
+import os
+import signal
+import sys
+
+import pytest
+
+from config_vit_cifar10 import ViTConfig
+from training.cli import parse_training_command
+from training.errors import RunError, UsageError, exit_codes
+
+OTHER_VALUES = {  # no default among them; together they are a valid config
+    "dataset": "digits", "data_dir": "elsewhere", "data_url": "http://mirror/file", "max_train_images": 1000,
+    "val_size": 500, "img_size": 24, "num_epochs": 7, "batch_size": 16, "optimizer": "sgd", "learning_rate": 0.25,
+    "weight_decay": 0.125, "warmup_epochs": 3, "clip_grad_norm": 1.0, "crop_padding": 2, "horizontal_flip": False,
+    "auto_augment": False, "num_workers": 2, "seed": 0, "device": "cpu", "precision": "bf16", "compile": True,
+    "output_dir": "somewhere", "save_every": 5, "preset": "small", "patch_size": 3, "embed_dim": 64, "depth": 5,
+    "num_heads": 4, "mlp_ratio": 2.5, "dropout": 0.0,
+}  # fmt: skip
+
+
+def parse(*args: str):
+    return parse_training_command(ViTConfig, "", args)
+
+
+def test_every_field_has_its_flag():
+    fields = {field.name: field.default for field in dataclasses.fields(ViTConfig)}
+    assert OTHER_VALUES.keys() == fields.keys()
+    assert [name for name, value in OTHER_VALUES.items() if value == fields[name]] == []
+    args = []
+    for name, value in OTHER_VALUES.items():
+        flag = name.replace("_", "-")
+        args += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    assert parse(*args).config == ViTConfig(**OTHER_VALUES)
+
+
+def test_without_flags_there_are_the_defaults_and_a_new_run():
+    command = parse()
+    assert command.config == ViTConfig()
+    assert not command.resume
+    assert not command.overwrite
+
+
+def test_a_preset_beats_the_default():
+    assert parse("--preset", "small").config == ViTConfig(preset="small", embed_dim=96, depth=6)
+
+
+def test_a_preset_may_be_given_with_an_equals_sign():
+    assert parse("--preset=quick").config == parse("--preset", "quick").config == ViTConfig.from_preset("quick")
+
+
+@pytest.mark.parametrize("args", [["--preset", "small", "--depth", "3"], ["--depth=3", "--preset=small"]])
+def test_a_flag_beats_the_preset_whichever_comes_first(args):
+    config = parse(*args).config
+    assert (config.embed_dim, config.depth) == (96, 3)
+
+
+def test_a_switch_of_the_preset_can_be_switched_back():
+    config = parse("--preset", "no-augment", "--auto-augment").config
+    assert (config.auto_augment, config.horizontal_flip) == (True, False)
+
+
+def test_resume_and_overwrite_are_read():
+    assert parse("--resume").resume
+    assert parse("--overwrite", "--preset", "quick").overwrite
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("--nonsense 1", "--nonsense"),
+        ("--num-epoch 20", "--num-epoch"),
+        ("--pre quick", "--pre"),
+        ("--preset huge", "--preset"),
+        ("--preset=huge", "--preset"),
+        ("--preset", "--preset"),
+        ("--dataset mnist", "--dataset"),
+        ("--precision fp16", "--precision"),
+        ("--num-epochs", "--num-epochs"),
+        ("--data-dir --resume", "--data-dir"),
+        ("--num-epochs many", "--num-epochs"),
+        ("--num-epochs 1.5", "--num-epochs"),
+        ("--learning-rate=", "--learning-rate"),
+        ("stray", "stray"),
+        ("--preset quick stray", "stray"),
+        ("--auto-augment yes", "yes"),
+        ("--resume --overwrite", "--overwrite"),
+        ("--no-resume", "--no-resume"),
+        ("--patch-size 5", "patch_size"),
+        ("--num-heads 7", "num_heads"),
+        ("--num-epochs 5", "warmup_epochs"),
+        ("--preset demo --warmup-epochs 1000", "warmup_epochs"),
+        ("--learning-rate nan", "learning_rate"),
+        ("--learning-rate -0.1", "learning_rate"),
+        ("--dropout inf", "dropout"),
+        ("--batch-size 0", "batch_size"),
+        ("--val-size -1", "val_size"),
+        ("--output-dir=", "output_dir"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(line, named):
+    with pytest.raises(UsageError) as caught:
+        parse(*line.split(" "))
+    assert named in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "UTF-8", "cp1252", "ascii"])
+def test_a_mistake_is_named_whatever_characters_the_console_has(encoding, monkeypatch):
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding) for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    with pytest.raises(UsageError, match="--nonsense"):
+        parse("--nonsense", "1")
+    assert (out.tell(), err.tell()) == (0, 0)  # it is left to exit_codes to say so
+
+
+@pytest.mark.parametrize(("values", "named"), [({"num_epochs": 5}, "warmup_epochs"), ({"num_epoch": 50}, "num_epoch")])
+def test_a_mistake_edited_into_a_preset_is_one_line_that_names_it(values, named, monkeypatch):
+    monkeypatch.setitem(ViTConfig.presets, "quick", values)
+    with pytest.raises(UsageError, match=named):
+        parse("--preset", "quick")
+
+
+@pytest.mark.parametrize(("error", "code"), [(RunError, 1), (UsageError, 2)])
+def test_a_users_mistake_ends_with_one_line_on_stderr_and_its_exit_code(error, code, capsys):
+    with pytest.raises(SystemExit) as stop, exit_codes("advice"):
+        raise error("img.png is no picture")
+    assert stop.value.code == code
+    assert capsys.readouterr() == ("", "error: img.png is no picture\n")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_with_its_exit_code_and_advice_and_its_handler_is_put_back(number, code, capsys):
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stop, exit_codes("Go on with --resume."):
+        os.kill(os.getpid(), number)
+    assert stop.value.code == code
+    assert capsys.readouterr() == ("", "\nstopped. Go on with --resume.\n")
+    assert signal.getsignal(number) is before
+
+
+def test_an_error_of_the_program_itself_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError), exit_codes():
+        _ = 1 / 0

@@ -1,0 +1,484 @@
+"""The scripts from end to end, on scikit-learn's digits: the files of a run, its console, resuming, and the evaluator.
+
+What only a fresh process shows runs in one; the rest runs the same scripts in this process, which has torch loaded.
+"""
+
+import base64
+import io
+import json
+import math
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import sklearn.metrics
+import timm.models.vision_transformer
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from config_vit_cifar10 import ViTConfig
+from training import console, engine, errors, history
+from training.data import load_dataset
+
+ROOT = Path(__file__).parent.parent
+TINY = [
+    "--preset=demo", "--num-epochs=3", "--warmup-epochs=1", "--depth=1", "--embed-dim=24", "--max-train-images=128",
+    "--batch-size=1", "--auto-augment", "--save-every=2", "--device=cpu", "--precision=fp32",
+]  # fmt: skip
+SHORT = [*TINY, "--num-epochs=1", "--batch-size=64"]
+TIMES = {"epoch_time", "images_per_second"}
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Script = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Work this small is done sooner by one thread; and the bits of a run depend on their number."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def in_new_process(script: str, *args: Any, cwd: Path) -> Result:
+    command = [sys.executable, ROOT / script, *map(str, args)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, encoding="utf-8", check=False)
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def run(monkeypatch, capfd) -> Script:
+    """Run a script as `python SCRIPT ARGS` does, but in this process."""
+
+    def in_this_process(script: str, *args: Any) -> Result:
+        monkeypatch.setattr(sys, "argv", [script, *map(str, args)])
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code
+            assert isinstance(code, int)
+        return Result(code, *capfd.readouterr())
+
+    return in_this_process
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, Result]:
+    """A run of three epochs, from another folder than the scripts', and what it said."""
+    cwd = tmp_path_factory.mktemp("trained")
+    return cwd / "run", in_new_process("train_vit_cifar10.py", *TINY, "--output-dir", "run", cwd=cwd)
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained) -> tuple[Path, Result]:
+    folder = trained[0]
+    arguments = ["--checkpoint", folder / "best_model.pth", "--output-dir=evaluation", "--device=cpu"]
+    return folder.with_name("evaluation"), in_new_process("evaluate_vit.py", *arguments, cwd=folder.parent)
+
+
+def read_strict_json(path: Path) -> Any:
+    return json.loads(path.read_text(), parse_constant=lambda constant: pytest.fail(f"{path} holds {constant}"))
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def load(path: Path) -> dict[str, Any]:
+    return torch.load(path, weights_only=True)
+
+
+def assert_same_bits(one: Path, other: Path) -> None:
+    """The same history but for the times, and the same weights in every checkpoint that a run leaves."""
+    one_history, other_history = (read_strict_json(folder / "training_history.json") for folder in (one, other))
+    assert one_history.keys() == other_history.keys()
+    for name in one_history.keys() - TIMES:
+        assert one_history[name] == other_history[name], name
+    for name in ("final_model.pth", "best_model.pth", "checkpoint_epoch_2.pth", "last.pth", "last.prev.pth"):
+        one_saved, other_saved = load(one / name), load(other / name)
+        assert one_saved["epoch"] == other_saved["epoch"], name
+        for key in {"model", "optimizer", "random_state"} & one_saved.keys():
+            torch.testing.assert_close(one_saved[key], other_saved[key], rtol=0, atol=0, msg=f"{key} in {name}")
+
+
+def timm_logits(checkpoint: Path) -> tuple[Tensor, Tensor]:
+    """What timm's model with a checkpoint's weights says of the digits' test images, and their labels."""
+    model = timm.models.vision_transformer.VisionTransformer(
+        img_size=16, patch_size=4, embed_dim=24, depth=1, num_heads=3, num_classes=10
+    ).eval()
+    model.load_state_dict(load(checkpoint)["model"])
+    digits = load_dataset("digits", "", img_size=16)
+    pixels = digits.train_images.double() / 255
+    mean, std = (f(pixels, dim=(0, 2, 3), keepdim=True) for f in (torch.mean, torch.std))
+    with torch.inference_mode():
+        return model(((digits.test_images.double() / 255 - mean) / std).float()), digits.test_labels
+
+
+def test_a_run_leaves_the_files_that_are_promised(trained):
+    folder, result = trained
+    assert (result.code, result.err) == (0, "")
+    assert files_of(folder).keys() == {
+        "config.json", "best_model.pth", "checkpoint_epoch_2.pth", "checkpoint_epoch_3.pth", "final_model.pth",
+        "last.pth", "last.prev.pth", "training_history.json", "training_curves.png",
+    }  # fmt: skip
+    assert (folder / "training_curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_history_is_strict_json_of_equally_long_lists(trained):
+    records = read_strict_json(trained[0] / "training_history.json")
+    assert records.keys() == {"epoch", "train_loss", "train_acc", "test_loss", "test_acc", "lr"} | TIMES
+    assert {len(values) for values in records.values()} == {3}
+    assert records["epoch"] == [1, 2, 3]
+    for name in ("train_acc", "test_acc"):
+        assert all(0 < acc < 100 for acc in records[name])
+    assert all(360 * acc / 100 == pytest.approx(round(360 * acc / 100)) for acc in records["test_acc"])  # in percent
+    # 128 steps an epoch: the last of the warmup has the peak, the last of all is a step short of the cosine's end
+    cosine = [0.001, 0.0005 * (1 + math.cos(math.pi * 127 / 256)), 0.0005 * (1 + math.cos(math.pi * 255 / 256))]
+    assert records["lr"] == pytest.approx(cosine, rel=0.02, abs=1e-7)
+
+
+def test_the_console_says_what_the_history_says_in_the_promised_form(trained):
+    folder, result = trained
+    records = read_strict_json(folder / "training_history.json")
+    epochs = re.split(r"\nEpoch \[(\d+)/3\]\n-{70}\n", result.out)
+    assert epochs[1::2] == ["1", "2", "3"]
+    for i, said in enumerate(epochs[2::2]):
+        assert re.search(
+            r"^  Batch \[100/128\] \| Loss: \d\.\d{4} \| Acc: \d+\.\d\d% \| LR: 0\.\d{6}$", said, re.MULTILINE
+        )
+        summary = (
+            "\n  Epoch Summary:\n"
+            f"    Train Loss: {records['train_loss'][i]:.4f} | Train Acc: {records['train_acc'][i]:5.2f}%\n"
+            f"    Test Loss:  {records['test_loss'][i]:.4f} | Test Acc:  {records['test_acc'][i]:5.2f}%\n"
+            f"    Learning Rate: {records['lr'][i]:.6f}\n"
+            f"    Time: {records['epoch_time'][i]:.1f}s\n"
+        )
+        if records["test_acc"][i] > max(records["test_acc"][:i], default=-1):
+            summary += "    ✓ New best accuracy! Saved checkpoint.\n"
+        assert summary in said
+        assert said.count("New best") == summary.count("New best")
+
+
+def test_the_saved_settings_repeat_the_run(trained):
+    folder, _ = trained
+    saved = read_strict_json(folder / "config.json")
+    config = ViTConfig(**saved["config"])
+    assert (config.embed_dim, config.max_train_images, config.preset) == (24, 128, "demo")
+    assert saved["command"][1:] == [str(ROOT / "train_vit_cifar10.py"), *TINY, "--output-dir", "run"]
+    assert torch.__version__.startswith(saved["versions"]["torch"])
+    assert saved["threads"] == 1
+    assert load(folder / "best_model.pth")["config"] == saved["config"]
+
+
+def test_the_best_model_is_that_of_the_best_epoch_and_of_equals_the_first(run, tmp_path, monkeypatch):
+    accuracies = iter([20.0, 50.0, 50.0, 30.0])
+    monkeypatch.setattr(engine, "evaluate", lambda *args: {"test_loss": 1.0, "test_acc": next(accuracies)})
+    result = run("train_vit_cifar10.py", *SHORT, "--num-epochs=4", "--save-every=1", "--output-dir", tmp_path / "run")
+    assert (result.code, result.err) == (0, "")
+    assert load(tmp_path / "run" / "best_model.pth")["epoch"] == 2
+    epochs = [load(tmp_path / "run" / f"checkpoint_epoch_{epoch}.pth")["model"] for epoch in (1, 2, 3)]
+    best = load(tmp_path / "run" / "best_model.pth")["model"]
+    assert [all(torch.equal(weights[name], best[name]) for name in best) for weights in epochs] == [False, True, False]
+    assert ["New best" in said for said in result.out.split("\nEpoch [")[1:]] == [True, True, False, False]
+
+
+def test_the_evaluator_writes_the_files_that_are_promised(evaluated):
+    folder, result = evaluated
+    assert (result.code, result.err) == (0, "")
+    assert files_of(folder).keys() == {
+        "evaluation.json", "training_curves.png", "confusion_matrix.png", "per_class_accuracy.png", "predictions.png",
+        "report.html",
+    }  # fmt: skip
+
+
+def test_the_evaluator_finds_exactly_what_the_training_run_found(trained, evaluated):
+    records = read_strict_json(trained[0] / "training_history.json")
+    evaluation = read_strict_json(evaluated[0] / "evaluation.json")
+    best = records["test_acc"].index(max(records["test_acc"]))
+    assert evaluation["accuracy"] == records["test_acc"][best]
+    assert evaluation["loss"] == records["test_loss"][best]
+    assert evaluation["epoch"] == best + 1
+    assert f"{evaluation['accuracy']:.2f}%" in evaluated[1].out
+
+
+def test_the_evaluation_is_that_of_timms_model_with_the_same_weights(trained, evaluated):
+    evaluation = read_strict_json(evaluated[0] / "evaluation.json")
+    logits, labels = timm_logits(trained[0] / "best_model.pth")
+    matrix = sklearn.metrics.confusion_matrix(labels, logits.argmax(dim=1))
+    assert evaluation["confusion_matrix"] == matrix.tolist()
+    assert evaluation["num_images"] == matrix.sum() == 360
+    assert evaluation["accuracy"] == pytest.approx(100 * matrix.trace() / 360)
+    assert evaluation["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-4)
+    for i, row in enumerate(evaluation["per_class"]):
+        right, predicted, there = matrix[i, i], matrix[:, i].sum(), matrix[i].sum()
+        assert (row["name"], row["num_images"], row["num_correct"]) == (str(i), there, right)
+        assert row["accuracy"] == pytest.approx(100 * right / there)
+        assert row["recall"] == pytest.approx(right / there)
+        assert row["precision"] == pytest.approx(right / max(1, predicted))
+        assert row["f1"] == pytest.approx(2 * right / (there + predicted))
+
+
+class Page(HTMLParser):
+    """The tags, addresses and text of a page."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.tags, self.addresses, self.text = [], [], ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_report_holds_its_figures_and_loads_nothing(evaluated):
+    folder, _ = evaluated
+    page = Page(folder / "report.html")
+    names = ("training_curves.png", "confusion_matrix.png", "per_class_accuracy.png", "predictions.png")
+    figures = [base64.b64encode((folder / name).read_bytes()).decode() for name in names]
+    assert page.addresses == [f"data:image/png;base64,{figure}" for figure in figures]
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert not re.search(r"@import|url\(", (folder / "report.html").read_text(encoding="utf-8"))
+    assert f"{read_strict_json(folder / 'evaluation.json')['accuracy']:.2f} %" in page.text
+
+
+def test_a_picture_gets_the_classes_that_timms_model_gives_it(trained, run, tmp_path):
+    best = trained[0] / "best_model.pth"
+    for i, mode in enumerate(("RGB", "L")):
+        pixels = load_dataset("digits", "", img_size=16).test_images[i].permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).convert(mode).save(tmp_path / f"{mode}.png")
+    result = run(
+        "evaluate_vit.py", "--device=cpu", "--checkpoint", best, "--images", tmp_path / "RGB.png", tmp_path / "L.png"
+    )
+    assert (result.code, result.err) == (0, "")
+    expected = timm_logits(best)[0].softmax(dim=1).topk(5)
+    for i, (line, name) in enumerate(zip(result.out.splitlines(), ("RGB.png", "L.png"), strict=True)):
+        assert line.startswith(f"{tmp_path / name}: ")
+        guesses = re.findall(r"(\d) (\d+\.\d)%", line.rsplit(": ", 1)[1])
+        assert [int(digit) for digit, _ in guesses] == expected.indices[i].tolist()
+        percent = (100 * expected.values[i]).tolist()
+        assert [float(chance) for _, chance in guesses] == pytest.approx(percent, abs=0.06)
+
+
+def test_a_picture_that_cannot_be_read_is_one_line(trained, run, tmp_path):
+    (tmp_path / "note.jpg").write_text("no picture")
+    result = run(
+        "evaluate_vit.py",
+        "--device=cpu",
+        "--checkpoint",
+        trained[0] / "best_model.pth",
+        "--images",
+        tmp_path / "note.jpg",
+    )
+    assert (result.code, result.out) == (1, "")
+    assert re.fullmatch(r"error: .*note\.jpg.*\n", result.err)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(trained, run, tmp_path):
+    assert run("train_vit_cifar10.py", *TINY, "--output-dir", tmp_path / "again").code == 0
+    assert_same_bits(trained[0], tmp_path / "again")
+    assert run("train_vit_cifar10.py", *TINY, "--output-dir", tmp_path / "other", "--seed", 7).code == 0
+    with pytest.raises(AssertionError, match=r"(train|test)_(loss|acc)"):
+        assert_same_bits(trained[0], tmp_path / "other")
+
+
+def stop_after_batches(monkeypatch, num_batches: int, number: signal.Signals) -> None:
+    update, batches = console.TrainProgress.update, []
+
+    def update_or_stop(*args):
+        batches.append(args)
+        if len(batches) == num_batches:
+            os.kill(os.getpid(), number)
+        update(*args)
+
+    monkeypatch.setattr(console.TrainProgress, "update", update_or_stop)
+
+
+def stop_before_writing_the_history(monkeypatch, epoch: int, number: signal.Signals) -> None:
+    write_json = history.write_json
+
+    def write_or_stop(path, content):
+        if path.name == "training_history.json" and len(content["epoch"]) == epoch:
+            os.kill(os.getpid(), number)
+        write_json(path, content)
+
+    monkeypatch.setattr(history, "write_json", write_or_stop)
+
+
+@pytest.mark.parametrize(
+    ("stop", "when", "number", "code"),
+    [
+        pytest.param(stop_after_batches, 50, signal.SIGINT, 130, id="Ctrl-C amid epoch 1"),
+        pytest.param(stop_after_batches, 128 + 50, signal.SIGINT, 130, id="Ctrl-C amid epoch 2"),
+        pytest.param(stop_before_writing_the_history, 2, signal.SIGTERM, 143, id="SIGTERM at the end of epoch 2"),
+        pytest.param(stop_before_writing_the_history, 3, signal.SIGTERM, 143, id="SIGTERM at the end of the run"),
+    ],
+)
+def test_a_stopped_and_resumed_run_ends_as_one_that_was_never_stopped(
+    trained, run, tmp_path, monkeypatch, stop, when, number, code
+):
+    command = ["train_vit_cifar10.py", *TINY, "--output-dir", tmp_path / "run"]
+    with monkeypatch.context() as patched:
+        stop(patched, when, number)
+        stopped = run(*command)
+    assert stopped.code == code
+    assert stopped.err == "\nstopped. Go on with the same command and --resume.\n"
+    torch.manual_seed(12345)  # a new process would not have this one's random state either
+    resumed = run(*command, "--resume")
+    assert (resumed.code, resumed.err) == (0, "")
+    assert files_of(tmp_path / "run").keys() == files_of(trained[0]).keys()
+    assert_same_bits(tmp_path / "run", trained[0])
+
+
+def test_resuming_a_finished_run_changes_nothing(trained, run):
+    before = files_of(trained[0])
+    result = run("train_vit_cifar10.py", *TINY, "--output-dir", trained[0], "--resume")
+    assert (result.code, result.err) == (0, "")
+    assert "all its 3 epochs" in result.out
+    assert files_of(trained[0]) == before
+
+
+def test_resuming_with_other_settings_is_refused_with_a_list_of_them(trained, run):
+    before = files_of(trained[0])
+    others = ["--seed", "7", "--num-epochs", "4", "--no-auto-augment", "--num-workers", "2", "--save-every", "9"]
+    result = run("train_vit_cifar10.py", *TINY, *others, "--output-dir", trained[0], "--resume")
+    assert (result.code, result.out) == (2, "")
+    assert re.fullmatch(r"error: .*\n", result.err)
+    for difference in ("seed was 42, is 7", "num_epochs was 3, is 4", "auto_augment was True, is False"):
+        assert difference in result.err
+    for same_or_free in ("depth", "batch_size", "output_dir", "num_workers", "save_every"):
+        assert same_or_free not in result.err
+    assert files_of(trained[0]) == before
+
+
+def test_a_used_folder_is_refused_with_the_flags_that_help(trained, run):
+    before = files_of(trained[0])
+    result = run("train_vit_cifar10.py", *TINY, "--output-dir", trained[0])
+    assert (result.code, result.out) == (2, "")
+    assert re.fullmatch(r"error: .* --resume.* --overwrite.*\n", result.err)
+    assert files_of(trained[0]) == before
+
+
+def test_overwrite_moves_the_old_run_aside(run, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("the old run")
+    result = run("train_vit_cifar10.py", *SHORT, "--output-dir", tmp_path / "run", "--overwrite")
+    assert (result.code, result.err) == (0, "")
+    [aside] = set(tmp_path.iterdir()) - {tmp_path / "run"}
+    assert files_of(aside) == {"config.json": b"the old run"}
+    assert str(aside) in result.out
+    assert load(tmp_path / "run" / "final_model.pth")["epoch"] == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "named"),
+    [
+        (["--dataset", "image-folder", "--data-dir", "nowhere"], 1, "nowhere"),
+        (["--resume"], 1, "resume"),
+        (["--patch-size", "5"], 2, "patch_size"),
+        (["--warmup-epochs", "4"], 2, "warmup_epochs"),
+        (["--num-epoch", "3"], 2, "--num-epoch"),
+        (["--max-train-images", "1438"], 2, "max_train_images"),
+        (["--max-train-images", "0", "--val-size", "1430"], 2, "val_size"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_is_written(run, tmp_path, monkeypatch, args, code, named):
+    monkeypatch.chdir(tmp_path)
+    result = run("train_vit_cifar10.py", *TINY, "--output-dir", tmp_path / "run", *args)
+    assert (result.code, result.out) == (code, "")
+    assert re.fullmatch(rf"error: .*{named}.*\n", result.err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(run, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    result = run("train_vit_cifar10.py", *SHORT, "--output-dir", tmp_path / "file" / "run")
+    assert (result.code, result.out) == (1, "")
+    assert re.fullmatch(r"error: .*--output-dir.*\n", result.err)
+
+
+def test_held_out_images_choose_the_epoch_and_the_test_images_are_looked_at_once(run, tmp_path):
+    folder = tmp_path / "run"
+    result = run("train_vit_cifar10.py", *SHORT, "--val-size", "200", "--output-dir", folder)
+    assert (result.code, result.err) == (0, "")
+    records = read_strict_json(folder / "training_history.json")
+    assert {"val_loss", "val_acc"} < records.keys()
+    assert 200 * records["val_acc"][0] / 100 == pytest.approx(round(200 * records["val_acc"][0] / 100))
+    acc = records["val_acc"][0]
+    assert f"    Val Loss:   {records['val_loss'][0]:.4f} | Val Acc:   {acc:5.2f}%\n" in result.out
+    [test_acc] = re.findall(r"^Test Loss.*: \d+\.\d{4} \| Test Acc: +(\d+\.\d\d)%$", result.out, re.MULTILINE)
+    logits, labels = timm_logits(folder / "best_model.pth")
+    correct = (logits.argmax(dim=1) == labels).sum().item()
+    assert float(test_acc) == pytest.approx(100 * correct / 360, abs=0.006)
+    assert load(folder / "best_model.pth")["split"] == "val"
+
+
+def test_resnet_trains_in_the_same_loop_and_the_evaluator_takes_its_checkpoint(run, tmp_path):
+    flags = ["--dataset=digits", "--img-size=8", "--max-train-images=64", "--num-epochs=1", "--warmup-epochs=0"]
+    result = in_new_process("train_resnet_cifar10.py", *flags, "--output-dir=run", "--device=cpu", cwd=tmp_path)
+    assert (result.code, result.err) == (0, "")
+    assert "11,173,962 parameters" in result.out
+    result = run("evaluate_vit.py", "--device=cpu", "--checkpoint", tmp_path / "run" / "best_model.pth")
+    assert (result.code, result.err) == (0, "")
+    evaluation = read_strict_json(tmp_path / "run" / "evaluation" / "evaluation.json")
+    assert evaluation["model_name"] == "ResNet18"
+    assert [evaluation["accuracy"]] == read_strict_json(tmp_path / "run" / "training_history.json")["test_acc"]
+
+
+def train_and_evaluate_image_folder(run: Script, folder: Path, class_names: list[str]) -> None:
+    """A run on three random images a class, in folder / "run", with its report."""
+    random = np.random.default_rng(0)
+    for i in range(3):
+        for place in (folder / "data" / split / name for split in ("train", "test") for name in class_names):
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random.integers(0, 256, (9, 7, 3), dtype=np.uint8)).save(place / f"{i}.png")
+    flags = [*SHORT, "--dataset=image-folder", "--img-size=8", "--max-train-images=0"]
+    folders = ["--data-dir", folder / "data", "--output-dir", folder / "run"]
+    assert run("train_vit_cifar10.py", *flags, *folders).code == 0
+    assert run("evaluate_vit.py", "--device=cpu", "--checkpoint", folder / "run" / "best_model.pth").code == 0
+
+
+def test_the_report_shows_class_names_as_they_are_and_runs_nothing_of_them(run, tmp_path):
+    names = ["<img src=x onerror=alert(1)>", '"Tom" & <b>Jerry']
+    train_and_evaluate_image_folder(run, tmp_path, names)
+    page = Page(tmp_path / "run" / "evaluation" / "report.html")
+    assert all(name in page.text for name in names)
+    assert page.tags.count("img") == 4
+    assert "b" not in page.tags
+
+
+def test_class_names_need_not_be_formulas(run, tmp_path):
+    train_and_evaluate_image_folder(run, tmp_path, ["$1_$2", "_a^b\\c{"])  # matplotlib reads $...$ as one
+
+
+def test_a_console_without_a_check_mark_does_not_end_the_run(monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")  # a file that Windows prints to
+    monkeypatch.setattr(sys, "stdout", out)
+    figures = dict.fromkeys(["train_loss", "train_acc", "test_loss", "test_acc", "lr", "epoch_time"], 1.0)
+    with errors.exit_codes():
+        console.print_summary(figures, "test", new_best=True)
+    out.seek(0)
+    assert "New best accuracy! Saved checkpoint." in out.read()
