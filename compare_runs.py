@@ -13,6 +13,7 @@ from typing import Any
 import tyro
 
 from training import history
+from training.checkpoint import create_folder
 from training.cli import parse
 from training.console import format_time
 from training.errors import RunError, UsageError, exit_codes
@@ -24,8 +25,12 @@ class CompareConfig:
 
     runs: tyro.conf.Positional[tuple[str, ...]]
     """folders of runs"""
-    output: str = "comparison.png"
-    """file for the figure"""
+    output: str = "checkpoints/comparison.png"
+    """file for the figure, a PNG"""
+
+    def __post_init__(self):
+        if Path(self.output).suffix != ".png":
+            raise ValueError(f"output must name a .png file, got {self.output!r}")
 
 
 def main(config: CompareConfig) -> None:
@@ -36,6 +41,7 @@ def main(config: CompareConfig) -> None:
     print_table(runs)
     from training.plots import plot_comparison  # takes seconds to import: after what can fail
 
+    create_folder(Path(config.output).parent)
     plot_comparison({run["name"]: run["history"] for run in runs}, Path(config.output))
     print(f"\nCurves: {config.output}")
 
@@ -46,16 +52,16 @@ def read_run(folder: Path) -> dict[str, Any]:
     if records is None:
         raise RunError(f"{folder} holds no run with a finished epoch: training_history.json is missing or damaged")
     try:
-        about = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
+        model_name = json.loads((folder / "config.json").read_text())["model_name"]
+    except (OSError, ValueError, TypeError, KeyError):
         raise RunError(f"{folder / 'config.json'} is missing or damaged") from None
-    return {"name": folder.as_posix(), "history": records, **about}
+    return {"name": folder.as_posix(), "model_name": model_name, "history": records}
 
 
 def print_table(runs: list[dict[str, Any]]) -> None:
     """A line a run: best and last accuracy in percent, and what they cost."""
     width = max(len("run"), *(len(run["name"]) for run in runs))
-    heading = f"{'run':<{width}}  {'model':<17}  epochs  best on     best  epoch   last  images/s        time"
+    heading = f"{'run':<{width}}  {'model':<17}  epochs  best on     best  epoch    last  images/s        time"
     print(f"{heading}\n{'-' * len(heading)}")
     for run in runs:
         records = run["history"]
@@ -63,8 +69,8 @@ def print_table(runs: list[dict[str, Any]]) -> None:
         accuracies, rate = records[f"{split}_acc"], records["images_per_second"]
         best = max(accuracies)
         print(
-            f"{run['name']:<{width}}  {run['model_name']:<17}  {len(accuracies):>6}  {split:<7}  {best:>5.2f}%  "
-            f"{records['epoch'][accuracies.index(best)]:>5}  {accuracies[-1]:>5.2f}  {sum(rate) / len(rate):>8.0f}  "
+            f"{run['name']:<{width}}  {run['model_name']:<17}  {len(accuracies):>6}  {split:<7}  {best:>6.2f}%  "
+            f"{records['epoch'][accuracies.index(best)]:>5}  {accuracies[-1]:>6.2f}%  {sum(rate) / len(rate):>8.0f}  "
             f"{format_time(sum(records['epoch_time'])):>10}"
         )
 

@@ -117,7 +117,7 @@ class ViTConfig(TrainConfig):
     """A Vision Transformer's run; the defaults are ViT-Tiny on CIFAR-10."""
 
     preset: Literal["baseline", "quick", "small", "patch2", "patch8", "no-augment", "no-warmup", "demo"] = "baseline"
-    """named set of values that the flags start from"""
+    """named set of values that the flags start from (the names of `presets`, below)"""
     patch_size: int = 4
     """height and width of a patch, in pixels; must divide img_size"""
     embed_dim: int = 192
@@ -150,7 +150,7 @@ class ViTConfig(TrainConfig):
         "no-augment": {"auto_augment": False, "crop_padding": 0, "horizontal_flip": False},
         "no-warmup": {"warmup_epochs": 0},
         # scikit-learn's digits, 8x8 pixels doubled to 16x16, and a model of their size: a minute on two cores.
-        # AutoAugment's policy was searched on photographs; digits reach 98.6 % without it and 96.7 % with it.
+        # AutoAugment's policy was searched on photographs, and digits do better without it (results/LOG.md).
         "demo": {
             "dataset": "digits",
             "img_size": 16,

@@ -35,7 +35,7 @@ class EvaluateConfig:
     """What to evaluate, on what, and where to write it."""
 
     checkpoint: str = "checkpoints/vit_tiny_cifar10/best_model.pth"
-    """file that train_vit_cifar10.py or train_resnet_cifar10.py wrote"""
+    """file that train_vit_cifar10.py or train_resnet_cifar10.py wrote, or the folder of a run for its best model"""
     output_dir: str = ""
     """folder for what is written; by default `evaluation` beside the checkpoint"""
     dataset: Literal["", "cifar10", "cifar100", "digits", "image-folder"] = ""
@@ -51,6 +51,8 @@ class EvaluateConfig:
 def main(config: EvaluateConfig) -> None:
     """From the checkpoint to the report."""
     path = Path(config.checkpoint)
+    if path.is_dir():
+        path = path / "best_model.pth"
     saved = checkpoint.load(path)
     device = select_device(config.device)
     model = rebuild_model(saved, path).to(device)
@@ -60,7 +62,8 @@ def main(config: EvaluateConfig) -> None:
         return
 
     dataset_name = config.dataset or saved["config"]["dataset"]
-    data_dir = config.data_dir or saved["config"]["data_dir"]
+    same_data = dataset_name == saved["config"]["dataset"] and not config.data_dir
+    data_dir = config.data_dir or (saved["config"]["data_dir"] if same_data else "data")
     dataset = load_dataset(dataset_name, data_dir, saved["config"]["img_size"], saved["config"]["data_url"])
     names = saved["data"]["class_names"]
     if dataset.class_names != names:
@@ -77,7 +80,7 @@ def main(config: EvaluateConfig) -> None:
         "epoch": saved["epoch"],
         "dataset": dataset_name,
         "split": "test",
-        "chosen_on": saved["split"],
+        "chosen_on": saved.get("chosen_on") if same_data else None,
         **measure(logits, labels, names),
     }
     folder = Path(config.output_dir) if config.output_dir else path.parent / "evaluation"

@@ -36,7 +36,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """Images (B, in_chans, S, S), normalized, to logits (B, num_classes). S is 32 on CIFAR; any size from 4 works."""
+    """Images (B, in_chans, S, S), normalized, to logits (B, num_classes). S is 32 on CIFAR; any size from 9 works."""
 
     def __init__(self, num_classes: int = 10, in_chans: int = 3):
         super().__init__()

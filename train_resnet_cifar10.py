@@ -35,6 +35,9 @@ class ResNetConfig(TrainConfig):
     output_dir: str = "checkpoints/resnet18_cifar10"
     """folder for the files of the run"""
 
+    ranges: ClassVar[dict[str, tuple[float, float]]] = TrainConfig.ranges | {
+        "img_size": (9, 1024)  # below 9 the last stage is one pixel, whose variance a last batch of one image lacks
+    }
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "baseline": {},
         "quick": {"num_epochs": 50},

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,6 @@ def main(config: TrainConfig, create_model: Callable[..., nn.Module], resume: bo
     if not (resume or overwrite):
         checkpoint.refuse_used_folder(folder)
     saved = checkpoint.load_last(folder) if resume else None
-    if saved:
-        refuse_other_config(saved["config"], config.to_dict())
     device = select_device(config.device)
     dtype, why_dtype = select_precision(config.precision, device)
 
@@ -57,6 +56,20 @@ def main(config: TrainConfig, create_model: Callable[..., nn.Module], resume: bo
 
     torch.manual_seed(config.seed)
     model_args = {**config.model_args, "num_classes": len(dataset.class_names)}
+    metadata = {  # all that the evaluator needs beside the weights
+        "model_name": create_model.__name__,
+        "model_args": model_args,
+        "config": config.to_dict(),
+        "data": {
+            "class_names": dataset.class_names,
+            "num_train_images": len(train_loader.images),
+            **train_loader.stats,
+        },
+        "split": split,
+        "precision": str(dtype).removeprefix("torch."),
+    }
+    if saved:
+        refuse_other_run(saved, metadata)
     model = create_model(**model_args).to(device)
     step_model = compile_model(model, device) if config.compile else model
     optimizer = create_optimizer(model, config.optimizer, config.learning_rate, config.weight_decay)
@@ -73,35 +86,27 @@ def main(config: TrainConfig, create_model: Callable[..., nn.Module], resume: bo
     if overwrite:
         checkpoint.move_aside(folder)
     checkpoint.create_folder(folder)
-    about = {  # all that the evaluator needs beside the weights
-        "model_name": create_model.__name__,
-        "model_args": model_args,
-        "config": config.to_dict(),
-        "data": {"class_names": dataset.class_names, **train_loader.stats},
-        "split": split,
-        "precision": str(dtype).removeprefix("torch."),
-    }
     if not saved:
-        history.write_json(folder / "config.json", {**about, **describe_machine(device)})
+        history.write_json(folder / "config.json", {**metadata, **describe_machine(device)})
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     flops = count_flops(create_model, model_args, config.img_size)
-    print_ready(about, num_parameters, flops, why_dtype, device, train_loader, eval_loader)
+    print_ready(metadata, num_parameters, flops, why_dtype, device, train_loader, eval_loader)
 
     for epoch in range(first_epoch, config.num_epochs):
         start = time.perf_counter()
         console.print_epoch_header(epoch + 1, config.num_epochs)
         train_loader.set_epoch(epoch)
         epochs_to_estimate = config.num_epochs - epoch if epoch == first_epoch else 0
-        progress = console.TrainProgress(steps_per_epoch, len(train_loader.images), epochs_to_estimate)
-        figures = train_one_epoch(
-            step_model, train_loader, optimizer, scheduler, dtype, config.clip_grad_norm, progress
-        )
-        figures |= evaluate(model, eval_loader, dtype)
-        figures |= {"epoch": epoch + 1, "epoch_time": time.perf_counter() - start}
-        new_best = figures[f"{split}_acc"] > max(records[f"{split}_acc"], default=-1.0)
-        history.append(records, figures)
+        with closing(console.TrainProgress(steps_per_epoch, len(train_loader.images), epochs_to_estimate)) as progress:
+            metrics = train_one_epoch(
+                step_model, train_loader, optimizer, scheduler, dtype, config.clip_grad_norm, progress
+            )
+        metrics |= evaluate(model, eval_loader, dtype)
+        metrics |= {"epoch": epoch + 1, "epoch_time": time.perf_counter() - start}
+        new_best = metrics[f"{split}_acc"] > max(records[f"{split}_acc"], default=-1.0)
+        history.append(records, metrics)
 
-        weights = {**about, "epoch": epoch + 1, "model": model.state_dict(), "history": records}
+        weights = {**metadata, "epoch": epoch + 1, "model": model.state_dict(), "history": records}
         last_epoch = epoch + 1 == config.num_epochs
         kept = {
             "best_model.pth": new_best,
@@ -109,11 +114,11 @@ def main(config: TrainConfig, create_model: Callable[..., nn.Module], resume: bo
             "final_model.pth": last_epoch,
         }
         for name in (name for name, due in kept.items() if due):
-            checkpoint.save(folder / name, weights)
+            checkpoint.save(folder / name, {**weights, "chosen_on": split if name == "best_model.pth" else None})
         checkpoint.save_last(folder, weights, optimizer, scheduler, device)
         history.write_json(folder / "training_history.json", records)
         draw_curves(records, folder)
-        console.print_summary(figures, split, new_best)
+        console.print_summary(metrics, split, new_best)
 
     if first_epoch == config.num_epochs:
         print(f"\nThis run has all its {config.num_epochs} epochs already.")
@@ -123,15 +128,22 @@ def main(config: TrainConfig, create_model: Callable[..., nn.Module], resume: bo
     if split == "val":  # only now, and once: no choice was made on these images
         model.load_state_dict(checkpoint.load(folder / "best_model.pth")["model"])
         test = evaluate(model, create_eval_loader(dataset, "test", train_loader.stats, device), dtype)
+        history.write_json(folder / "test_result.json", test)
         print(f"Test Loss of that model: {test['test_loss']:.4f} | Test Acc: {test['test_acc']:.2f}%")
 
 
-def refuse_other_config(saved: dict[str, Any], asked: dict[str, Any]) -> None:
-    """UsageError that lists the fields in which a resumed run would differ from the one it goes on with."""
-    other = [f"{name} was {saved.get(name)}, is {value}" for name, value in asked.items() if saved.get(name) != value]
-    other = [line for line in other if line.split()[0] not in FREE_ON_RESUME]
+def refuse_other_run(saved: dict[str, Any], metadata: dict[str, Any]) -> None:
+    """UsageError that lists in what a resumed run would differ from the one it goes on with."""
+    other = [
+        f"{name} was {saved['config'].get(name)}, is {value}"
+        for name, value in metadata["config"].items()
+        if name not in FREE_ON_RESUME and saved["config"].get(name) != value
+    ]
+    if not other:
+        names = ("model_name", "model_args", "data", "split", "precision")
+        other = [f"{name} is not what it was" for name in names if saved[name] != metadata[name]]
     if other:
-        raise UsageError(f"--resume goes on with the settings the run began with: {'; '.join(other)}")
+        raise UsageError(f"--resume goes on with what the run began with: {'; '.join(other)}")
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
@@ -159,7 +171,7 @@ def cpu_name() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
-        return platform.processor()
+        return platform.processor() or platform.machine()
 
 
 def count_flops(create_model: Callable[..., nn.Module], model_args: dict[str, Any], img_size: int) -> int:
@@ -170,19 +182,20 @@ def count_flops(create_model: Callable[..., nn.Module], model_args: dict[str, An
 
 
 def print_ready(
-    about: dict[str, Any], num_parameters: int, flops: int, why_precision: str, device: torch.device,
+    metadata: dict[str, Any], num_parameters: int, flops: int, why_precision: str, device: torch.device,
     train_loader: ImageLoader, eval_loader: ImageLoader,
 ) -> None:  # fmt: skip
     """What is about to run, on what."""
-    config, img_size = about["config"], about["config"]["img_size"]
-    images = f"{len(train_loader.images):,} training and {len(eval_loader.images):,} {about['split']} images"
+    config, img_size = metadata["config"], metadata["config"]["img_size"]
+    num_classes = len(metadata["data"]["class_names"])
+    images = f"{len(train_loader.images):,} training and {len(eval_loader.images):,} {metadata['split']} images"
     hardware = f"{cpu_name()}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
     schedule = f"{config['num_epochs']} epochs of {len(train_loader)} steps, {config['batch_size']} images a step"
     print(
-        f"Model     {about['model_name']}: {num_parameters:,} parameters, "
+        f"Model     {metadata['model_name']}: {num_parameters:,} parameters, "
         f"{flops / 1e9:.2f} GFLOP an image (forward and backward)\n"
-        f"Device    {hardware}, {about['precision']} ({why_precision})\n"
-        f"Data      {config['dataset']}: {images}, {img_size}x{img_size}, {len(about['data']['class_names'])} classes\n"
+        f"Device    {hardware}, {metadata['precision']} ({why_precision})\n"
+        f"Data      {config['dataset']}: {images}, {img_size}x{img_size}, {num_classes} classes\n"
         f"Training  {schedule}, {config['optimizer']}, seed {config['seed']}\n"
         f"Output    {config['output_dir']}",
         flush=True,

@@ -40,6 +40,11 @@ class BenchmarkConfig:
     json: bool = False
     """print JSON in place of the table"""
 
+    def __post_init__(self):
+        for name in ("batch_size", "rounds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
 
 def create_timm_vit() -> nn.Module:
     """timm's model of the same shape, with dropout in the same places."""

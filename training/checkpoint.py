@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from training.errors import RunError, UsageError
 
 FORMAT_VERSION = 1
+RUN_FILES = ("config.json", "*.pth", "training_history.json", "training_curves.png", "test_result.json", "evaluation")
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object], previous: Path | None = None) -> None:
@@ -25,7 +26,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object], previous:
 
     `previous` is where the file that stood at `path` is kept.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             write(file)
@@ -66,6 +67,8 @@ def load(path: Path) -> dict[str, Any]:
     """A checkpoint's content, on the CPU. RunError for a file that is missing, damaged or of another kind."""
     if not path.exists():
         raise RunError(f"no checkpoint {path}: train first, or name another file")
+    if not os.access(path, os.R_OK):
+        raise RunError(f"no permission to read the checkpoint {path}")
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip():  # torch.load does not look at the checksums
@@ -115,14 +118,19 @@ def refuse_used_folder(folder: Path) -> None:
 
 
 def move_aside(folder: Path) -> None:
-    """Rename the folder of a run so that a new one can have its name."""
-    folder = folder.resolve()
-    if holds_run(folder):
-        aside = folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
-        while aside.exists():
-            aside = aside.with_name(f"{aside.name}+")
-        folder.rename(aside)
-        print(f"the run in {folder} is now in {aside}")
+    """Move the files of the run in a folder to a folder `old-<time>` in it, so that a new run can have their places."""
+    if not holds_run(folder):
+        return
+    aside = folder / f"old-{time.strftime('%Y%m%d-%H%M%S')}"
+    while aside.exists():
+        aside = aside.with_name(f"{aside.name}+")
+    try:
+        aside.mkdir()
+        for path in [path for pattern in RUN_FILES for path in folder.glob(pattern)]:
+            path.rename(aside / path.name)
+    except OSError as error:
+        raise RunError(f"can't move the run in {folder} aside: {first_line(error)}") from None
+    print(f"The run that was in {folder} is now in {aside}")
 
 
 def create_folder(folder: Path) -> None:
@@ -132,7 +140,7 @@ def create_folder(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise RunError(f"can't write to --output-dir {folder}: {error.strerror}") from None
+        raise RunError(f"can't write to the folder {folder}: {error.strerror}; choose another --output-dir") from None
 
 
 def get_random_state(device: torch.device) -> dict[str, torch.Tensor]:

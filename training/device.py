@@ -27,7 +27,8 @@ def select_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     elif device.type == "cpu":
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private: another torch may lack them
+        fast = any(getattr(torch.cpu, check, bool)() for check in checks)
     else:
         fast = False
     return (torch.bfloat16, f"the {device.type} has bf16 arithmetic") if fast else (

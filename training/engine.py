@@ -39,8 +39,8 @@ def train_one_epoch(
         loss = F.cross_entropy(logits.float(), labels)
         if not math.isfinite(loss.item()):
             raise RunError(
-                f"the loss became {loss.item()} in batch {batch} of epoch {loader.epoch + 1}: lower --learning-rate, "
-                "set --clip-grad-norm 1 or use --precision fp32; the checkpoints of earlier epochs are untouched"
+                f"the loss became {loss.item()} in batch {batch} of epoch {loader.epoch + 1}; what was saved is "
+                "untouched. Start anew with a lower --learning-rate, --clip-grad-norm 1 or --precision fp32"
             )
         optimizer.zero_grad()
         loss.backward()
@@ -54,7 +54,6 @@ def train_one_epoch(
         loss_sum += loss.item() * len(labels)
         correct += int((logits.argmax(dim=1) == labels).sum())
         progress.update(batch, len(labels), loss_sum / seen, 100 * correct / seen, lr)
-    progress.close()
     seconds = time.perf_counter() - start
     return {
         "train_loss": loss_sum / seen,
@@ -84,6 +83,8 @@ def evaluate(model: nn.Module, loader: ImageLoader, dtype: torch.dtype) -> dict[
     logits, labels = predict(model, loader, dtype)
     loss = F.cross_entropy(logits.double(), labels).item()
     if not math.isfinite(loss):
-        raise RunError(f"the {loader.split} loss became {loss}: lower --learning-rate, or set --clip-grad-norm 1")
+        raise RunError(
+            f"the {loader.split} loss became {loss}: start anew with a lower --learning-rate, or --clip-grad-norm 1"
+        )
     correct = int((logits.argmax(dim=1) == labels).sum())
     return {f"{loader.split}_loss": loss, f"{loader.split}_acc": 100 * correct / len(labels)}

@@ -51,4 +51,5 @@ def read(path: Path) -> History | None:
         return None
     if not isinstance(history, dict) or not all(isinstance(values, list) for values in history.values()):
         return None
-    return history if history.get("epoch") and len({len(values) for values in history.values()}) == 1 else None
+    complete = any(history.keys() >= new_history(split).keys() for split in ("test", "val"))
+    return history if complete and history["epoch"] and len(set(map(len, history.values()))) == 1 else None

@@ -15,7 +15,7 @@ from torch import Tensor
 from training.checkpoint import write_atomically
 from training.history import History, monitored_split
 
-sns.set_theme(style="whitegrid", palette="colorblind")
+sns.set_theme(style="whitegrid", palette="colorblind", font="DejaVu Sans")  # matplotlib brings it, and it has ✓
 plt.rcParams["text.parse_math"] = False  # a $ in a class or folder name is a $
 
 
@@ -31,7 +31,7 @@ def plot_training_curves(history: History, path: Path, title: str) -> None:
     marker = "o" if len(epochs) <= 20 else None
     figure, (loss_axes, acc_axes, lr_axes) = plt.subplots(1, 3, figsize=(15, 4.4), layout="constrained")
     for axes, kind in ((loss_axes, "loss"), (acc_axes, "acc")):
-        axes.plot(epochs, history[f"train_{kind}"], "--", marker=marker, label="train (augmented images)")
+        axes.plot(epochs, history[f"train_{kind}"], "--", marker=marker, label="train")
         axes.plot(epochs, history[f"{split}_{kind}"], "-", marker=marker, label=split)
     best = int(np.argmax(history[f"{split}_acc"]))
     best_acc = history[f"{split}_acc"][best]
@@ -52,13 +52,13 @@ def plot_training_curves(history: History, path: Path, title: str) -> None:
 
 def plot_confusion_matrix(matrix: np.ndarray, class_names: list[str], path: Path) -> None:
     """Rows are true classes, columns predictions; numbers are images, colours the share of the row."""
-    size = max(5.0, 0.62 * len(class_names) + 2.5)
+    size = min(16.0, max(5.0, 0.62 * len(class_names) + 2.5))
     figure, axes = plt.subplots(figsize=(size + 1, size))
     share = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
-    few = len(class_names) <= 20
+    few, named = len(class_names) <= 20, len(class_names) <= 100
     sns.heatmap(
         100 * share, annot=matrix if few else False, fmt="d", cmap="Blues", vmin=0, vmax=100, square=True, ax=axes,
-        xticklabels=class_names, yticklabels=class_names,
+        xticklabels=class_names if named else False, yticklabels=class_names if named else False,
         cbar_kws={"label": "share of the true class (%)", "shrink": 0.8},
     )  # fmt: skip
     axes.set(title="Confusion matrix", xlabel="predicted class", ylabel="true class")

@@ -14,8 +14,8 @@ FIGURES = {  # file: heading, how to read it
     "training_curves.png": (
         "Training",
         "Loss should fall and accuracy rise on both splits. Where the solid lines get worse while the dashed ones get "
-        "better, the model has begun to learn the training images by heart. Those are augmented, so they are often "
-        "the harder ones, and the dashed lines the worse.",
+        "better, the model has begun to learn the training images by heart. Augmentation makes the training images the "
+        "harder ones, so the dashed lines are often the worse.",
     ),
     "confusion_matrix.png": (
         "Confusion matrix",

@@ -1,0 +1,46 @@
+"""What a run says while it goes on."""
+
+import re
+
+import pytest
+
+from training.console import TrainProgress, format_time
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (200, "3 min 20 s"),
+        (3600, "1 h 00 min"),
+        (54321, "15 h 05 min"),
+    ],
+)
+def test_times_are_in_units_that_fit(seconds, text):
+    assert format_time(seconds) == text
+
+
+def test_without_a_terminal_every_hundredth_batch_has_its_line_and_the_first_ones_an_estimate(capsys):
+    progress = TrainProgress(num_batches=250, num_images=16_000, epochs_left=3)
+    for batch in range(1, 251):
+        progress.update(batch, 64, loss=2.12344, acc=25.338, lr=0.0001)
+    progress.close()
+    estimate, *lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"  \d+ images/s: about .* for the training steps of 3 epochs", estimate)
+    assert lines == [f"  Batch [{n}/250] | Loss: 2.1234 | Acc: 25.34% | LR: 0.000100" for n in (100, 200)]
+
+
+def test_a_terminal_shows_a_bar_with_images_per_second_and_time_left(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "120")
+    progress = TrainProgress(num_batches=200, num_images=12_800)
+    for batch in range(1, 151):
+        progress.update(batch, 64, loss=2.0, acc=25.0, lr=0.0001)
+    progress.bar.refresh()
+    progress.close()
+    shown = capsys.readouterr().out
+    assert "9600/12800" in shown
+    assert re.search(r"\d\d:\d\d<\d\d:\d\d, +[\d.]+k? images/s, loss 2.0000, acc 25.00%", shown)
+    assert "Batch [" not in shown
