@@ -35,8 +35,9 @@ lint: setup-dev                  ## style, format, types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
 
-bench: setup-dev                 ## speed of a training step against timm's
+bench: setup-dev                 ## speed of a training step and of augmentation, against timm's and torchvision's
 	$(RUN) benchmarks/throughput.py
+	$(RUN) benchmarks/augment.py
 
 clean:                           ## the virtual environment and the caches; runs and data stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -18,6 +18,8 @@ class TrainConfig:
     """folder the data is read from, and downloaded to"""
     data_url: str = ""
     """where to download the official CIFAR archive from; empty is the official address"""
+    cache: bool = True
+    """keep the decoded images of image-folder as one file beside them, remade when a picture changes"""
     max_train_images: int = 0
     """train on this many images only, each class in its share; 0 is all of them"""
     val_size: int = 0
@@ -45,7 +47,21 @@ class TrainConfig:
     horizontal_flip: bool = True
     """mirror images at random, one in two; never done to digits, which would no longer be what they are"""
     auto_augment: bool = True
-    """AutoAugment's CIFAR10 policy (Cubuk et al., 2018, https://arxiv.org/abs/1805.09501)"""
+    """change colours and shapes at random, by the augment_policy"""
+    augment_policy: Literal["cifar10", "imagenet", "svhn", "randaugment", "trivialaugment"] = "cifar10"
+    """one of AutoAugment's policies (arXiv 1805.09501), RandAugment (1909.13719) or TrivialAugmentWide (2103.10158)"""
+    randaugment_magnitude: int = 9
+    """strength of RandAugment's two operations, 0 to 30 (torchvision: 9)"""
+    random_erasing: float = 0.0
+    """chance that a box of an image is blacked out (arXiv 1708.04896); 0 is off (DeiT: 0.25)"""
+    mixup_alpha: float = 0.0
+    """blend pairs of images and labels by a share drawn from Beta(alpha, alpha) (arXiv 1710.09412); 0 is off"""
+    cutmix_alpha: float = 0.0
+    """paste a box of one image into another (arXiv 1905.04899); 0 is off; with MixUp too, each does half the batches"""
+    mix_probability: float = 1.0
+    """chance that a batch is mixed at all, by MixUp or CutMix"""
+    label_smoothing: float = 0.0
+    """share of the target that is spread over all classes (arXiv 1512.00567); 0 is off"""
     num_workers: int = 0
     """threads that prepare coming images while the model computes; 0: none; the batches are the same"""
 
@@ -74,6 +90,12 @@ class TrainConfig:
         "warmup_epochs": (0, 10**6),
         "clip_grad_norm": (0, 1e6),
         "crop_padding": (0, 1024),
+        "randaugment_magnitude": (0, 30),
+        "random_erasing": (0, 1),
+        "mixup_alpha": (0, 100),
+        "cutmix_alpha": (0, 100),
+        "mix_probability": (0, 1),
+        "label_smoothing": (0, 0.99),
         "num_workers": (0, 256),
         "seed": (0, 2**63 - 1),
         "save_every": (1, 10**6),

@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from resnet import ResNet18
 from training import checkpoint, history
 from training.cli import parse
-from training.data import Dataset, create_eval_loader, load_dataset, normalize, read_image
+from training.data import Dataset, create_eval_loader, load_dataset
 from training.device import autocast, select_device
 from training.engine import predict
 from training.errors import RunError, exit_codes
+from training.image_folder import read_image
+from training.loader import normalize
 from vit import VisionTransformer
 
 MODELS = {model.__name__: model for model in (VisionTransformer, ResNet18)}
@@ -62,9 +64,10 @@ def main(config: EvaluateConfig) -> None:
         return
 
     dataset_name = config.dataset or saved["config"]["dataset"]
-    same_data = dataset_name == saved["config"]["dataset"] and not config.data_dir
-    data_dir = config.data_dir or (saved["config"]["data_dir"] if same_data else "data")
-    dataset = load_dataset(dataset_name, data_dir, saved["config"]["img_size"], saved["config"]["data_url"])
+    settings = saved["config"]
+    same_data = dataset_name == settings["dataset"] and not config.data_dir
+    data_dir = config.data_dir or (settings["data_dir"] if same_data else "data")
+    dataset = load_dataset(dataset_name, data_dir, settings["img_size"], settings["data_url"], settings["cache"])
     names = saved["data"]["class_names"]
     if dataset.class_names != names:
         raise RunError(

@@ -25,16 +25,22 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from config_vit_cifar10 import TrainConfig, ViTConfig
 from training import checkpoint, console, history
+from training.augment import Augmentation
 from training.cli import parse_training_command
-from training.data import ImageLoader, create_eval_loader, get_cifar10_dataloaders, load_dataset
+from training.data import Dataset, create_eval_loader, get_cifar10_dataloaders, load_dataset
 from training.device import compile_model, select_device, select_precision
 from training.engine import evaluate, train_one_epoch
 from training.errors import UsageError, exit_codes
+from training.loader import ImageLoader, save_contact_sheet
+from training.mix import Mixing
 from training.optim import create_optimizer, create_scheduler
 from vit import VisionTransformer
 
 # What a resumed run may do otherwise than before: none of it changes what the model is or learns from.
-FREE_ON_RESUME = {"preset", "output_dir", "data_dir", "data_url", "num_workers", "device", "compile", "save_every"}
+FREE_ON_RESUME = (
+    *("preset", "output_dir", "data_dir", "data_url", "cache"),
+    *("num_workers", "device", "compile", "save_every"),
+)
 
 
 def main(config: TrainConfig, create_model: Callable[..., nn.Module], resume: bool, overwrite: bool) -> None:
@@ -46,12 +52,8 @@ def main(config: TrainConfig, create_model: Callable[..., nn.Module], resume: bo
     device = select_device(config.device)
     dtype, why_dtype = select_precision(config.precision, device)
 
-    dataset = load_dataset(config.dataset, config.data_dir, config.img_size, config.data_url)
-    train_loader, eval_loader = get_cifar10_dataloaders(
-        dataset, batch_size=config.batch_size, num_workers=config.num_workers, auto_augment=config.auto_augment,
-        crop_padding=config.crop_padding, horizontal_flip=config.horizontal_flip,
-        max_train_images=config.max_train_images, val_size=config.val_size, seed=config.seed, device=device,
-    )  # fmt: skip
+    dataset = load_dataset(config.dataset, config.data_dir, config.img_size, config.data_url, config.cache)
+    train_loader, eval_loader = create_loaders(config, dataset, device)
     split, steps_per_epoch = eval_loader.split, len(train_loader)
 
     torch.manual_seed(config.seed)
@@ -88,9 +90,9 @@ def main(config: TrainConfig, create_model: Callable[..., nn.Module], resume: bo
     checkpoint.create_folder(folder)
     if not saved:
         history.write_json(folder / "config.json", {**metadata, **describe_machine(device)})
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    save_contact_sheet(train_loader, folder / "augmented_images.png")
     flops = count_flops(create_model, model_args, config.img_size)
-    print_ready(metadata, num_parameters, flops, why_dtype, device, train_loader, eval_loader)
+    print_ready(metadata, model, flops, why_dtype, device, train_loader, eval_loader)
 
     for epoch in range(first_epoch, config.num_epochs):
         start = time.perf_counter()
@@ -99,8 +101,9 @@ def main(config: TrainConfig, create_model: Callable[..., nn.Module], resume: bo
         epochs_to_estimate = config.num_epochs - epoch if epoch == first_epoch else 0
         with closing(console.TrainProgress(steps_per_epoch, len(train_loader.images), epochs_to_estimate)) as progress:
             metrics = train_one_epoch(
-                step_model, train_loader, optimizer, scheduler, dtype, config.clip_grad_norm, progress
-            )
+                step_model, train_loader, optimizer, scheduler, dtype, progress,
+                clip_grad_norm=config.clip_grad_norm, label_smoothing=config.label_smoothing,
+            )  # fmt: skip
         metrics |= evaluate(model, eval_loader, dtype)
         metrics |= {"epoch": epoch + 1, "epoch_time": time.perf_counter() - start}
         new_best = metrics[f"{split}_acc"] > max(records[f"{split}_acc"], default=-1.0)
@@ -130,6 +133,29 @@ def main(config: TrainConfig, create_model: Callable[..., nn.Module], resume: bo
         test = evaluate(model, create_eval_loader(dataset, "test", train_loader.stats, device), dtype)
         history.write_json(folder / "test_result.json", test)
         print(f"Test Loss of that model: {test['test_loss']:.4f} | Test Acc: {test['test_acc']:.2f}%")
+
+
+def create_loaders(config: TrainConfig, dataset: Dataset, device: torch.device) -> tuple[ImageLoader, ImageLoader]:
+    """The training loader and that of the monitored split, as the settings have them."""
+    augmentation = Augmentation(
+        crop_padding=config.crop_padding,
+        horizontal_flip=config.horizontal_flip,
+        policy=config.augment_policy if config.auto_augment else "",
+        magnitude=config.randaugment_magnitude,
+        erasing=config.random_erasing,
+    )
+    mixing = Mixing(len(dataset.class_names), config.mixup_alpha, config.cutmix_alpha, config.mix_probability)
+    return get_cifar10_dataloaders(
+        dataset,
+        batch_size=config.batch_size,
+        num_workers=config.num_workers,
+        augmentation=augmentation,
+        mixing=mixing if config.mixup_alpha or config.cutmix_alpha else None,
+        max_train_images=config.max_train_images,
+        val_size=config.val_size,
+        seed=config.seed,
+        device=device,
+    )
 
 
 def refuse_other_run(saved: dict[str, Any], metadata: dict[str, Any]) -> None:
@@ -182,12 +208,13 @@ def count_flops(create_model: Callable[..., nn.Module], model_args: dict[str, An
 
 
 def print_ready(
-    metadata: dict[str, Any], num_parameters: int, flops: int, why_precision: str, device: torch.device,
+    metadata: dict[str, Any], model: nn.Module, flops: int, why_precision: str, device: torch.device,
     train_loader: ImageLoader, eval_loader: ImageLoader,
 ) -> None:  # fmt: skip
     """What is about to run, on what."""
     config, img_size = metadata["config"], metadata["config"]["img_size"]
     num_classes = len(metadata["data"]["class_names"])
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
     images = f"{len(train_loader.images):,} training and {len(eval_loader.images):,} {metadata['split']} images"
     hardware = f"{cpu_name()}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
     schedule = f"{config['num_epochs']} epochs of {len(train_loader)} steps, {config['batch_size']} images a step"

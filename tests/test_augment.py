@@ -1,91 +1,33 @@
-"""Augmentation in groups gives each image what torchvision gives it alone, at the policy's rates, and repeatably."""
+"""Crop, flip and erasing do what they say, at their rates; an image's draws follow from seed, epoch and index alone."""
 
 import math
-from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest
 from torch import Tensor
-from torchvision.transforms import AutoAugmentPolicy, InterpolationMode, v2
+from torchvision.transforms.v2 import RandomErasing
+from torchvision.transforms.v2.functional import erase
 
-from training.augment import OPERATIONS, Augmentation, Draws, auto_augment, magnitude, random_crop
+from training.augment import ERASING_ATTEMPTS, POLICIES, Augmentation, random_crop, random_erasing
 
-TORCHVISION = v2.AutoAugment(AutoAugmentPolicy.CIFAR10)
-POLICIES = TORCHVISION._get_policies(AutoAugmentPolicy.CIFAR10)
 LARGEST_DRAW = 1 - 2**-24  # of torch.rand in fp32
+EVERYTHING = Augmentation(crop_padding=4, horizontal_flip=True, policy="cifar10", erasing=0.5)
 
 
-def sample_images(num_random: int, size: int = 32) -> Tensor:
-    """Random ones, and the extremes: black, white, one colour, one grey level, few levels, a ramp, a single pixel."""
-    generator = torch.Generator().manual_seed(0)
-    special = torch.zeros(7, 3, size, size, dtype=torch.uint8)
-    special[1] = 255
-    special[2] = torch.tensor([250, 3, 128], dtype=torch.uint8).view(3, 1, 1)
-    special[3] = 127
-    special[4] = torch.randint(100, 104, (3, size, size), generator=generator)
-    special[5] = torch.linspace(0, 255, size)
-    special[6, :, 1, 2] = 255
-    return torch.cat([torch.randint(256, (num_random, 3, size, size), generator=generator, dtype=torch.uint8), special])
+def random_images(num_images: int, size: int = 32) -> Tensor:
+    return torch.randint(256, (num_images, 3, size, size), generator=torch.Generator().manual_seed(0)).byte()
 
 
-def by_torchvision(image: Tensor, name: str, level: int | None, negative: bool) -> Tensor:
-    """torchvision's own transform of a single image, at a level of its own table."""
-    table, signed = TORCHVISION._AUGMENTATION_SPACE[name]
-    values = table(10, *image.shape[-2:])
-    value = 0.0 if values is None else float(values[level])
-    value = -value if signed and negative else value
-    nearest = InterpolationMode.NEAREST
-    result = TORCHVISION._apply_image_or_video_transform(image, name, value, nearest, TORCHVISION._fill)
-    assert isinstance(result, Tensor)
-    return result
-
-
-@pytest.mark.parametrize("name", sorted(OPERATIONS))
-def test_each_operation_at_each_level_and_sign_gives_a_group_what_torchvision_gives_each_image(name):
-    images = sample_images(2)
-    has_levels = TORCHVISION._AUGMENTATION_SPACE[name][0](10, 32, 32) is not None
-    for level in range(10) if has_levels else [None]:
-        for negative in (False, True):
-            expected = torch.stack([by_torchvision(image, name, level, negative) for image in images])
-            assert torch.equal(OPERATIONS[name](images, magnitude(name, level, negative, 32)), expected), level
-
-
-@pytest.mark.parametrize("size", [32, 24])
-def test_auto_augment_gives_each_image_what_torchvisions_policy_gives_it_alone(size):
-    images = sample_images(593, size)
-    draws = Draws.of_epoch(0, 0, len(images)).auto_augment
-    for image, row, augmented in zip(images, draws.tolist(), auto_augment(images, draws), strict=True):
-        policy = POLICIES[int(25 * row[0])]
-        for (name, probability, level), chance, sign in zip(policy, row[1::2], row[2::2], strict=True):
-            if chance < probability:
-                image = by_torchvision(image, name, level, negative=sign < 0.5)
-        assert torch.equal(augmented, image), policy
+def draw(name: str, num_images: int) -> Tensor:
+    return EVERYTHING.draw(0, 0, num_images)[name]
 
 
 def assert_rate(count: int, total: int, probability: float) -> None:
     standard_error = math.sqrt(probability * (1 - probability) / total)
     assert count / total == pytest.approx(probability, abs=4 * standard_error)
-
-
-def test_sub_policies_their_operations_and_signs_come_at_the_policys_rates(monkeypatch):
-    num_images = 100_000
-    recorded: Counter[tuple[str, bool]] = Counter()  # images by operation and whether its argument was negative
-    for name in OPERATIONS:
-        monkeypatch.setitem(OPERATIONS, name, lambda x, m, name=name: recorded.update({(name, m < 0): len(x)}) or x)
-    draws = Draws.of_epoch(0, 0, num_images).auto_augment
-    for number, policy in enumerate(POLICIES):
-        rows = draws[(25 * draws[:, 0]).floor() == number]
-        assert_rate(len(rows), num_images, 1 / 25)
-        for step, (name, probability, level) in enumerate(policy):
-            alone = rows.clone()
-            alone[:, 3 - 2 * step] = LARGEST_DRAW  # the other step's chance: it is not applied
-            recorded.clear()
-            auto_augment(torch.zeros(len(rows), 3, 1, 1, dtype=torch.uint8), alone)
-            assert {name for name, _ in recorded} <= {name}
-            assert_rate(recorded.total(), len(rows), probability)
-            if TORCHVISION._AUGMENTATION_SPACE[name][1] and level:  # level 0 has no sign to see
-                assert_rate(recorded[name, True], recorded.total(), 0.5)
 
 
 @pytest.mark.parametrize("padding", [1, 4])
@@ -102,7 +44,7 @@ def test_random_crop_is_padding_with_black_and_slicing(padding):
 def test_random_crop_takes_every_place_equally_often():
     num_images, padding = 50_000, 4
     numbered = torch.arange(81, dtype=torch.uint8).view(1, 1, 9, 9).expand(num_images, 1, 9, 9)
-    cropped = random_crop(numbered, Draws.of_epoch(0, 0, num_images).crop, padding)
+    cropped = random_crop(numbered, draw("crop", num_images), padding)
     places = cropped[:, 0, padding, padding].long()  # the pixel that stood at (top, left)
     counts = torch.bincount(places, minlength=81)
     assert len(counts) == 81
@@ -113,47 +55,113 @@ def test_random_crop_takes_every_place_equally_often():
 def test_the_smallest_and_the_largest_draw_stay_inside():
     image = torch.full((1, 1, 9, 9), 255, dtype=torch.uint8)
     for padding in range(1, 9):
-        for draw, corner in ((0.0, (-1, -1)), (LARGEST_DRAW, (0, 0))):
-            cropped = random_crop(image, torch.tensor([[draw, draw]]), padding)
+        for value, corner in ((0.0, (-1, -1)), (LARGEST_DRAW, (0, 0))):
+            cropped = random_crop(image, torch.tensor([[value, value]]), padding)
             assert cropped.count_nonzero() == (9 - padding) ** 2
             assert cropped[0, 0][corner] == 255
-    assert auto_augment(image.expand(1, 3, 9, 9), torch.full((1, 5), LARGEST_DRAW)).shape == (1, 3, 9, 9)
+    for policy in POLICIES:
+        augment, draws = Augmentation(policy=policy), {"auto_augment": torch.full((1, 5), LARGEST_DRAW)}
+        assert augment(image.expand(1, 3, 9, 9), draws).shape == (1, 3, 9, 9)
 
 
 def test_flip_mirrors_half_of_the_images_and_changes_nothing_else():
-    images = torch.randint(256, (2000, 3, 4, 4), dtype=torch.uint8)
-    flipped = Augmentation(0, horizontal_flip=True, auto_augment=False)(images, Draws.of_epoch(0, 0, len(images)))
+    images = random_images(2000, 4)
+    flipped = Augmentation(horizontal_flip=True)(images, {"flip": draw("flip", len(images))})
     mirrored = [np.array_equal(new, old[..., ::-1]) for new, old in zip(flipped.numpy(), images.numpy(), strict=True)]
     kept = [torch.equal(new, old) for new, old in zip(flipped, images, strict=True)]
     assert all(one != other for one, other in zip(mirrored, kept, strict=True))
     assert_rate(sum(mirrored), len(images), 0.5)
 
 
-def test_an_image_gets_the_same_pixels_in_any_chunk_and_the_source_keeps_its_own():
-    images = sample_images(293)
-    source, draws = images.clone(), Draws.of_epoch(1, 2, len(images))
-    augment = Augmentation(crop_padding=4, horizontal_flip=True, auto_augment=True)
+def boxes_of(erased: Tensor) -> Tensor:
+    """Top, left, height and width of what is black in each image (n, 1, H, W)."""
+    black = erased[:, 0] == 0
+    rows, columns = black.any(dim=2).int(), black.any(dim=1).int()
+    return torch.stack([rows.argmax(1), columns.argmax(1), rows.sum(1), columns.sum(1)], dim=1)
+
+
+def test_an_erased_box_is_what_torchvision_erases_there():
+    images = random_images(200).clamp(min=1)
+    erased = random_erasing(images, draw("erasing", len(images)), 1.0)
+    for image, found, box in zip(images, erased, boxes_of(erased).tolist(), strict=True):
+        assert torch.equal(found, erase(image, *box, v=torch.zeros(1, 1, 1)))
+        assert 0 < box[2] < 32
+        assert 0 < box[3] < 32
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (8, 48)])
+def test_erased_boxes_have_torchvisions_places_areas_and_aspects(height, width):
+    white = torch.full((20_000, 1, height, width), 255, dtype=torch.uint8)
+    top, left, box_height, box_width = boxes_of(random_erasing(white, draw("erasing", len(white)), 1.0)).double().T
+    torch.manual_seed(0)
+    drawn = [RandomErasing().make_params([white[0]]) for _ in range(4000)]
+    theirs = {key: np.array([box[key] for box in drawn if box["v"] is not None]) for key in "ijhw"}
+    for mine, other in [
+        (top, theirs["i"]), (left, theirs["j"]), (box_height, theirs["h"]), (box_width, theirs["w"]),
+        (box_height * box_width, theirs["h"] * theirs["w"]), (box_height / box_width, theirs["h"] / theirs["w"]),
+    ]:  # fmt: skip
+        assert kstest(mine[box_height > 0], other).pvalue > 0.001
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.25, 1.0])
+def test_as_many_images_are_erased_as_asked(probability):
+    white = torch.full((100_000, 1, 8, 8), 255, dtype=torch.uint8)
+    erased = random_erasing(white, draw("erasing", len(white)), probability)
+    assert_rate(int((erased == 0).any(dim=3).any(dim=2).sum()), len(white), probability)
+
+
+def test_the_largest_draws_put_a_box_whole_into_the_far_corner():
+    white, sizes = torch.full((500, 3, 16, 16), 255, dtype=torch.uint8), torch.rand(500, 2 * ERASING_ATTEMPTS)
+    near = random_erasing(white, torch.cat([torch.zeros(500, 3), sizes], dim=1), 1.0)
+    far = random_erasing(white, torch.cat([torch.full((500, 3), LARGEST_DRAW), sizes], dim=1), 1.0)
+    assert near[:, :, 0, 0].max() == 0
+    assert torch.equal(far, near.flip(2, 3))
+
+
+def test_without_a_part_an_image_keeps_its_pixels():
+    images = random_images(50)
+    assert torch.equal(Augmentation()(images, EVERYTHING.draw(0, 0, 50)), images)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_an_image_gets_the_same_pixels_in_any_chunk_and_the_source_keeps_its_own(policy):
+    images, augment = random_images(100), replace(EVERYTHING, policy=policy)
+    source, draws = images.clone(), augment.draw(1, 2, len(images))
     whole = augment(images, draws)
-    pieces = [augment(images[index], draws[index]) for index in torch.arange(len(images)).split(7)]
-    assert torch.equal(torch.cat(pieces), whole)
+    for size in (1, 7, 99):
+        pieces = [
+            augment(images[index], {name: values[index] for name, values in draws.items()})
+            for index in torch.arange(len(images)).split(size)
+        ]
+        assert torch.equal(torch.cat(pieces), whole)
     assert torch.equal(images, source)
     assert not torch.equal(whole, source)
 
 
 def test_draws_are_pinned():
     """A change that moves them changes every result of the repository: it should be meant."""
-    draws = Draws.of_epoch(42, 3, 50_000)
-    assert (draws.crop[7] * 2**24).tolist() == [248804, 5234006]
-    assert (draws.flip[7] * 2**24).tolist() == [558397]
-    assert (draws.auto_augment[7] * 2**24).tolist() == [12025985, 14234417, 882069, 5630284, 2138960]
+    draws = {name: (values[7] * 2**24).tolist() for name, values in EVERYTHING.draw(42, 3, 50_000).items()}
+    assert draws["crop"] == [248804, 5234006]
+    assert draws["flip"] == [558397]
+    assert draws["auto_augment"] == [12025985, 14234417, 882069, 5630284, 2138960]
+    assert draws["erasing"][:5] == [15464950, 10271242, 16519722, 13067769, 14374689]
 
 
 def test_an_images_draws_depend_on_seed_epoch_and_index_only():
-    many = Draws.of_epoch(42, 3, 50_000)
+    many = EVERYTHING.draw(42, 3, 50_000)
     torch.manual_seed(1)  # the global generator has no say
     for num_images in (1, 8, 1437):
-        few = Draws.of_epoch(42, 3, num_images)
-        for name in ("crop", "flip", "auto_augment"):
-            assert torch.equal(getattr(few, name), getattr(many, name)[:num_images])
+        few = EVERYTHING.draw(42, 3, num_images)
+        assert few.keys() == many.keys()
+        assert all(torch.equal(few[name], many[name][:num_images]) for name in many)
     for seed, epoch in ((42, 4), (43, 3), (3, 42)):
-        assert not torch.isin(Draws.of_epoch(seed, epoch, 8).auto_augment, many.auto_augment[:8]).any()
+        others = EVERYTHING.draw(seed, epoch, 8)
+        assert not any(torch.isin(others[name], many[name][:8]).any() for name in many)
+
+
+def test_a_part_more_or_less_moves_no_other_parts_draws():
+    many, few = EVERYTHING.draw(42, 3, 100), Augmentation().draw(42, 3, 100)
+    assert few.keys() == {"crop", "flip", "auto_augment"}
+    assert all(torch.equal(few[name], many[name]) for name in few)
+    columns = torch.cat([*many.values()], dim=1)
+    assert len(columns.unique()) > 0.99 * columns.numel()  # and no two share their numbers

@@ -13,12 +13,14 @@ from training.cli import parse_training_command
 from training.errors import RunError, UsageError, exit_codes
 
 OTHER_VALUES = {  # no default among them; together they are a valid config
-    "dataset": "digits", "data_dir": "elsewhere", "data_url": "http://mirror/file", "max_train_images": 1000,
-    "val_size": 500, "img_size": 24, "num_epochs": 7, "batch_size": 16, "optimizer": "sgd", "learning_rate": 0.25,
-    "weight_decay": 0.125, "warmup_epochs": 3, "clip_grad_norm": 1.0, "crop_padding": 2, "horizontal_flip": False,
-    "auto_augment": False, "num_workers": 2, "seed": 0, "device": "cpu", "precision": "bf16", "compile": True,
-    "output_dir": "somewhere", "save_every": 5, "preset": "small", "patch_size": 3, "embed_dim": 64, "depth": 5,
-    "num_heads": 4, "mlp_ratio": 2.5, "dropout": 0.0,
+    "dataset": "digits", "data_dir": "elsewhere", "data_url": "http://mirror/file", "cache": False,
+    "max_train_images": 1000, "val_size": 500, "img_size": 24, "num_epochs": 7, "batch_size": 16, "optimizer": "sgd",
+    "learning_rate": 0.25, "weight_decay": 0.125, "warmup_epochs": 3, "clip_grad_norm": 1.0, "crop_padding": 2,
+    "horizontal_flip": False, "auto_augment": False, "augment_policy": "svhn", "randaugment_magnitude": 5,
+    "random_erasing": 0.25, "mixup_alpha": 0.75, "cutmix_alpha": 1.0, "mix_probability": 0.5, "label_smoothing": 0.1,
+    "num_workers": 2, "seed": 0, "device": "cpu", "precision": "bf16", "compile": True, "output_dir": "somewhere",
+    "save_every": 5, "preset": "small", "patch_size": 3, "embed_dim": 64, "depth": 5, "num_heads": 4, "mlp_ratio": 2.5,
+    "dropout": 0.0,
 }  # fmt: skip
 
 
@@ -78,6 +80,7 @@ def test_resume_and_overwrite_are_read():
         ("--preset=huge", "--preset"),
         ("--preset", "--preset"),
         ("--dataset mnist", "--dataset"),
+        ("--augment-policy mnist", "--augment-policy"),
         ("--precision fp16", "--precision"),
         ("--num-epochs", "--num-epochs"),
         ("--data-dir --resume", "--data-dir"),
@@ -97,6 +100,7 @@ def test_resume_and_overwrite_are_read():
         ("--learning-rate -0.1", "learning_rate"),
         ("--dropout inf", "dropout"),
         ("--batch-size 0", "batch_size"),
+        ("--mix-probability 2", "mix_probability"),
         ("--val-size -1", "val_size"),
         ("--output-dir=", "output_dir"),
     ],

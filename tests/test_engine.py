@@ -11,23 +11,16 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from training.console import TrainProgress
-from training.data import ImageLoader, channel_stats, load_dataset
+from training.data import channel_stats, load_dataset
 from training.engine import evaluate, predict, train_one_epoch
 from training.errors import RunError
+from training.loader import ImageLoader
+from training.mix import Mixing
 from training.optim import create_optimizer, create_scheduler
 from vit import VisionTransformer
 
 DIGITS = load_dataset("digits", "", img_size=8)
 MEAN, STD = channel_stats(DIGITS.train_images)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """For networks as small as these, a second thread is only somebody to wait for."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tiny_vit(dropout: float = 0.0) -> VisionTransformer:
@@ -42,10 +35,10 @@ def digits_loader(num_images: int, batch_size: int, split: str = "train", **argu
     return ImageLoader(images, labels, MEAN, STD, batch_size, split=split, **arguments)
 
 
-def run_epoch(model: nn.Module, loader: ImageLoader, optimizer, scheduler=None, clip_grad_norm=0.0):
+def run_epoch(model: nn.Module, loader: ImageLoader, optimizer, scheduler=None, **arguments):
     scheduler = scheduler or LambdaLR(optimizer, lambda step: 1.0)
     progress = TrainProgress(len(loader), len(loader.images))
-    return train_one_epoch(model, loader, optimizer, scheduler, torch.float32, clip_grad_norm, progress)
+    return train_one_epoch(model, loader, optimizer, scheduler, torch.float32, progress, **arguments)
 
 
 def by_hand(loader: ImageLoader) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,6 +82,24 @@ def test_an_epochs_training_figures_are_means_over_its_images():
     figures = run_epoch(model, loader, torch.optim.SGD(model.parameters(), lr=0.0))  # nothing moves
     assert figures["train_loss"] == pytest.approx(log_loss(labels, probabilities, labels=range(10)), rel=1e-5)
     assert figures["train_acc"] == pytest.approx(100 * accuracy_score(labels, probabilities.argmax(axis=1)))
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("mixing", [None, Mixing(10, mixup_alpha=1.0, cutmix_alpha=1.0, probability=0.7)])
+def test_soft_targets_and_label_smoothing_enter_loss_and_accuracy_as_their_formulas_say(mixing, label_smoothing):
+    model, loader = tiny_vit(), digits_loader(250, batch_size=16, mixing=mixing, shuffle_seed=3)
+    losses, correct = [], []
+    for images, labels in loader:
+        targets = torch.eye(10)[labels] if labels.ndim == 1 else labels
+        with torch.no_grad():
+            log_probabilities = model(images).double().log_softmax(dim=1)
+        smooth = (1 - label_smoothing) * targets + label_smoothing / 10  # arXiv 1512.00567, section 7
+        losses += (-(smooth * log_probabilities).sum(dim=1)).tolist()
+        correct += (log_probabilities.argmax(dim=1) == targets.argmax(dim=1)).tolist()
+    still = torch.optim.SGD(model.parameters(), lr=0.0)
+    figures = run_epoch(model, loader, still, label_smoothing=label_smoothing)
+    assert figures["train_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert figures["train_acc"] == pytest.approx(100 * np.mean(correct))
 
 
 def test_an_epoch_takes_the_steps_written_by_hand():
@@ -137,7 +148,9 @@ def test_a_loss_that_is_not_finite_raises_and_leaves_the_weights_as_they_were():
     model, loader = Exploding(tiny_vit()), digits_loader(64, batch_size=32)
     loader.set_epoch(4)
     before = flat(model)
-    with pytest.raises(RunError, match=r"loss became nan in batch 1 of epoch 5; .* Start anew with a lower --learning-rate"):
+    with pytest.raises(
+        RunError, match=r"loss became nan in batch 1 of epoch 5; .* Start anew with a lower --learning-rate"
+    ):
         run_epoch(model, loader, create_optimizer(model, "adamw", learning_rate=1.0, weight_decay=0.5))
     assert torch.equal(flat(model), before)
 

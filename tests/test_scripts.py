@@ -37,6 +37,11 @@ TINY = [
     "--batch-size=1", "--auto-augment", "--save-every=2", "--device=cpu", "--precision=fp32",
 ]  # fmt: skip
 SHORT = [*TINY, "--num-epochs=1", "--batch-size=64"]
+ALL_ON = [
+    *TINY, "--batch-size=20", "--augment-policy=randaugment", "--randaugment-magnitude=12", "--random-erasing=0.5",
+    "--mixup-alpha=0.8", "--cutmix-alpha=1", "--mix-probability=0.7", "--label-smoothing=0.1",
+    "--num-workers=2", "--val-size=100",
+]  # fmt: skip
 TIMES = {"epoch_time", "images_per_second"}
 
 
@@ -47,15 +52,6 @@ class Result(NamedTuple):
 
 
 Script = Callable[..., Result]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Work this small is done sooner by one thread; and the bits of a run depend on their number."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def in_new_process(script: str, *args: Any, cwd: Path) -> Result:
@@ -139,7 +135,7 @@ def test_a_run_leaves_the_files_that_are_promised(trained):
     assert (result.code, result.err) == (0, "")
     assert files_of(folder).keys() == {
         "config.json", "best_model.pth", "checkpoint_epoch_2.pth", "checkpoint_epoch_3.pth", "final_model.pth",
-        "last.pth", "last.prev.pth", "training_history.json", "training_curves.png",
+        "last.pth", "last.prev.pth", "training_history.json", "training_curves.png", "augmented_images.png",
     }  # fmt: skip
     assert (folder / "training_curves.png").read_bytes().startswith(b"\x89PNG")
 
@@ -330,18 +326,23 @@ def stop_before_writing_the_history(monkeypatch, epoch: int, number: signal.Sign
 
 
 @pytest.mark.parametrize(
-    ("stop", "when", "number", "code"),
+    ("flags", "stop", "when", "number", "code"),
     [
-        pytest.param(stop_after_batches, 50, signal.SIGINT, 130, id="Ctrl-C amid epoch 1"),
-        pytest.param(stop_after_batches, 128 + 50, signal.SIGINT, 130, id="Ctrl-C amid epoch 2"),
-        pytest.param(stop_before_writing_the_history, 2, signal.SIGTERM, 143, id="SIGTERM at the end of epoch 2"),
-        pytest.param(stop_before_writing_the_history, 3, signal.SIGTERM, 143, id="SIGTERM at the end of the run"),
+        pytest.param(TINY, stop_after_batches, 50, signal.SIGINT, 130, id="Ctrl-C amid epoch 1"),
+        pytest.param(TINY, stop_after_batches, 128 + 50, signal.SIGINT, 130, id="Ctrl-C amid epoch 2"),
+        pytest.param(TINY, stop_before_writing_the_history, 2, signal.SIGTERM, 143, id="SIGTERM at the end of epoch 2"),
+        pytest.param(TINY, stop_before_writing_the_history, 3, signal.SIGTERM, 143, id="SIGTERM at the end of the run"),
+        pytest.param(ALL_ON, stop_after_batches, 7 + 3, signal.SIGINT, 130, id="Ctrl-C amid epoch 2, with all parts"),
     ],
 )
 def test_a_stopped_and_resumed_run_ends_as_one_that_was_never_stopped(
-    trained, run, tmp_path, monkeypatch, stop, when, number, code
+    trained, run, tmp_path, monkeypatch, flags, stop, when, number, code
 ):
-    command = ["train_vit_cifar10.py", *TINY, "--output-dir", tmp_path / "run"]
+    unstopped = trained[0]
+    if flags is ALL_ON:
+        unstopped = tmp_path / "unstopped"
+        assert run("train_vit_cifar10.py", *flags, "--output-dir", unstopped).code == 0
+    command = ["train_vit_cifar10.py", *flags, "--output-dir", tmp_path / "run"]
     with monkeypatch.context() as patched:
         stop(patched, when, number)
         stopped = run(*command)
@@ -350,8 +351,8 @@ def test_a_stopped_and_resumed_run_ends_as_one_that_was_never_stopped(
     torch.manual_seed(12345)  # a new process would not have this one's random state either
     resumed = run(*command, "--resume")
     assert (resumed.code, resumed.err) == (0, "")
-    assert files_of(tmp_path / "run").keys() == files_of(trained[0]).keys()
-    assert_same_bits(tmp_path / "run", trained[0])
+    assert files_of(tmp_path / "run").keys() == files_of(unstopped).keys()
+    assert_same_bits(tmp_path / "run", unstopped)
 
 
 def test_resuming_a_finished_run_changes_nothing(trained, run):
@@ -364,13 +365,19 @@ def test_resuming_a_finished_run_changes_nothing(trained, run):
 
 def test_resuming_with_other_settings_is_refused_with_a_list_of_them(trained, run):
     before = files_of(trained[0])
-    others = ["--seed", "7", "--num-epochs", "4", "--no-auto-augment", "--num-workers", "2", "--save-every", "9"]
-    result = run("train_vit_cifar10.py", *TINY, *others, "--output-dir", trained[0], "--resume")
+    others = ["--seed=7", "--num-epochs=4", "--no-auto-augment", "--mixup-alpha=0.5"]
+    free = ["--num-workers=2", "--save-every=9", "--no-cache"]
+    result = run("train_vit_cifar10.py", *TINY, *others, *free, "--output-dir", trained[0], "--resume")
     assert (result.code, result.out) == (2, "")
     assert re.fullmatch(r"error: .*\n", result.err)
-    for difference in ("seed was 42, is 7", "num_epochs was 3, is 4", "auto_augment was True, is False"):
+    for difference in (
+        "seed was 42, is 7",
+        "num_epochs was 3, is 4",
+        "auto_augment was True, is False",
+        "mixup_alpha was 0.0",
+    ):
         assert difference in result.err
-    for same_or_free in ("depth", "batch_size", "output_dir", "num_workers", "save_every"):
+    for same_or_free in ("depth", "batch_size", "output_dir", "num_workers", "save_every", "cache"):
         assert same_or_free not in result.err
     assert files_of(trained[0]) == before
 
@@ -466,6 +473,7 @@ def train_and_evaluate_image_folder(run: Script, folder: Path, class_names: list
     """The same with a report."""
     train_on_image_folder(run, folder, class_names)
     assert run("evaluate_vit.py", "--device=cpu", "--checkpoint", folder / "run").code == 0
+    assert load(folder / "run" / "best_model.pth")["model_args"]["num_classes"] == len(class_names)
 
 
 def test_the_report_shows_class_names_as_they_are_and_runs_nothing_of_them(run, tmp_path):

@@ -1,8 +1,8 @@
-"""Augmentation of whole chunks of images: crop, flip and AutoAugment, each image with draws of its own.
+"""Augmentation of whole chunks of images: crop, flip, a policy of operations, erasing; each image with its own draws.
 
-The draws of image i in epoch e depend on (seed, e, i) alone: not on batch size, threads or where a run was resumed.
-Images that drew the same operation, magnitude and sign go through torchvision's functional op together: each gets the
-pixels it would get alone, at some ten times the speed of one image at a time.
+The draws of image i in epoch e depend on (seed, e, i) alone: not on batch size, chunks, threads, ranks or where a run
+was resumed. Images that drew the same operation, magnitude and sign go through torchvision's functional op together:
+each gets the pixels it would get alone, at some ten times the speed of one image at a time.
 """
 
 import math
@@ -16,7 +16,12 @@ from torch import Tensor
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 from torchvision.transforms.v2 import functional as tv
 
-NUM_MAGNITUDES = 10  # levels 0..9 of an operation's range, as in the AutoAugment paper
+Draws = dict[str, Tensor]  # what the images drew, by purpose: uniform in [0, 1), a row an image, always on the CPU
+
+AUTO_AUGMENT_LEVELS = 10  # magnitudes 0..9 (Cubuk et al., 2018, https://arxiv.org/abs/1805.09501)
+RAND_AUGMENT_LEVELS = 31  # 0..30 (Cubuk et al., 2019, https://arxiv.org/abs/1909.13719), also TrivialAugment's
+ERASING_SCALE, ERASING_RATIO = (0.02, 0.33), (0.3, 3.3)  # share of the area, aspect (https://arxiv.org/abs/1708.04896)
+ERASING_ATTEMPTS = 10  # boxes drawn until one fits into the image, as in torchvision
 
 
 def random_stream(seed: int, epoch: int, name: str) -> torch.Generator:
@@ -26,43 +31,35 @@ def random_stream(seed: int, epoch: int, name: str) -> torch.Generator:
 
 
 @dataclass(frozen=True)
-class Draws:
-    """What the images of an epoch drew, a row an image: uniform numbers in [0, 1), always drawn on the CPU."""
-
-    crop: Tensor  # (n, 2): top, left
-    flip: Tensor  # (n, 1)
-    auto_augment: Tensor  # (n, 5): sub-policy, then chance and sign for each of its two operations
-
-    @classmethod
-    def of_epoch(cls, seed: int, epoch: int, num_images: int) -> "Draws":
-        widths = {"crop": 2, "flip": 1, "auto_augment": 5}
-        return cls(
-            **{
-                name: torch.rand(num_images, width, generator=random_stream(seed, epoch, name))
-                for name, width in widths.items()
-            }
-        )
-
-    def __getitem__(self, index: Tensor) -> "Draws":
-        return Draws(self.crop[index], self.flip[index], self.auto_augment[index])
-
-
-@dataclass(frozen=True)
 class Augmentation:
     """The training transform: uint8 images (n, 3, H, W) and their draws to uint8 images of the same shape."""
 
-    crop_padding: int
-    horizontal_flip: bool
-    auto_augment: bool
+    crop_padding: int = 0  # pixels
+    horizontal_flip: bool = False
+    policy: str = ""  # a name in POLICIES; empty is none
+    magnitude: int = 9  # of RandAugment's operations, 0..30
+    erasing: float = 0.0  # chance that a box of an image is blacked out
+
+    def draw(self, seed: int, epoch: int, num_images: int) -> Draws:
+        """What all images of an epoch draw. A purpose has a stream of its own, so that one more moves no other."""
+        widths = {"crop": 2, "flip": 1, "auto_augment": POLICY_DRAWS}
+        if self.erasing:
+            widths["erasing"] = 3 + 2 * ERASING_ATTEMPTS
+        return {
+            name: torch.rand(num_images, width, generator=random_stream(seed, epoch, name))
+            for name, width in widths.items()
+        }
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         if self.crop_padding:
-            images = random_crop(images, draws.crop, self.crop_padding)
+            images = random_crop(images, draws["crop"], self.crop_padding)
         if self.horizontal_flip:
-            mirror = (draws.flip < 0.5).view(-1, 1, 1, 1).to(images.device)
+            mirror = (draws["flip"] < 0.5).view(-1, 1, 1, 1).to(images.device)
             images = torch.where(mirror, images.flip(-1), images)
-        if self.auto_augment:
-            images = auto_augment(images, draws.auto_augment)
+        if self.policy:
+            images = POLICIES[self.policy](images, draws["auto_augment"], self.magnitude)
+        if self.erasing:
+            images = random_erasing(images, draws["erasing"], self.erasing)
         return images
 
 
@@ -75,49 +72,128 @@ def random_crop(images: Tensor, draws: Tensor, padding: int) -> Tensor:
     return windows[torch.arange(n, device=images.device), :, top, left]
 
 
-def auto_augment(images: Tensor, draws: Tensor) -> Tensor:
-    """AutoAugment with CIFAR-10's policy, a sub-policy for each image (Cubuk et al., https://arxiv.org/abs/1805.09501).
+def random_erasing(images: Tensor, draws: Tensor, probability: float) -> Tensor:
+    """Random Erasing: black out a box in some images. `draws` (n, 3 + 2 * ERASING_ATTEMPTS): chance, top, left, boxes.
 
-    Args:
-        images: uint8 (n, 3, H, W).
-        draws: (n, 5), uniform in [0, 1): the sub-policy, then chance and sign for each of its two operations.
+    A box's area and aspect are torchvision's; the first of the drawn boxes that fits is taken, or none.
     """
-    policies = AutoAugment(AutoAugmentPolicy.CIFAR10).policies  # 25 pairs of (operation, probability, magnitude 0..9)
-    chosen = (draws[:, 0] * len(policies)).long()
-    images = images.clone()
+    n, _, height, width = images.shape
+    area_draws, aspect_draws = draws[:, 3:].view(n, ERASING_ATTEMPTS, 2).unbind(-1)
+    area = height * width * (ERASING_SCALE[0] + area_draws * (ERASING_SCALE[1] - ERASING_SCALE[0]))
+    low, high = (math.log(ratio) for ratio in ERASING_RATIO)
+    aspect = (low + aspect_draws * (high - low)).exp()
+    box_height, box_width = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+    fits = (box_height < height) & (box_width < width)
+    first = fits.int().argmax(dim=1, keepdim=True)
+    box_height, box_width = box_height.gather(1, first), box_width.gather(1, first)  # (n, 1)
+    erases = (draws[:, :1] < probability) & fits.any(dim=1, keepdim=True)
+    top = (draws[:, 1:2] * (height - box_height + 1)).floor()
+    left = (draws[:, 2:3] * (width - box_width + 1)).floor()
+    rows, columns = torch.arange(height), torch.arange(width)
+    in_rows = (rows >= top) & (rows < top + box_height) & erases  # (n, H)
+    in_columns = (columns >= left) & (columns < left + box_width)  # (n, W)
+    box = in_rows[:, None, :, None] & in_columns[:, None, None, :]  # (n, 1, H, W)
+    return images.masked_fill(box.to(images.device), 0)
+
+
+def auto_augment(images: Tensor, draws: Tensor, policy: AutoAugmentPolicy) -> Tensor:
+    """AutoAugment: each image draws one of the policy's 25 pairs of operations, and each operation has its own chance.
+
+    `draws` (n, 5): the pair, then chance and sign for each of its two operations.
+    """
+    pairs = AutoAugment(policy).policies  # 25 pairs of (operation, probability, level or None)
+    magnitudes = magnitude_table(AUTO_AUGMENT_LEVELS, images.shape[-1])
+    names, chosen = list(magnitudes), (draws[:, 0] * len(pairs)).long()
+    nothing = names.index("Identity")
     for step in range(2):
-        chance, sign = draws[:, 1 + 2 * step], draws[:, 2 + 2 * step]
-        members: dict[tuple[str, float], list[Tensor]] = {}  # images by what they go through
-        for number, policy in enumerate(policies):
-            name, probability, level = policy[step]
-            applies = (chosen == number) & (chance < probability)
-            for negative in (False, True):
-                group = (applies & ((sign < 0.5) == negative)).nonzero().squeeze(1)
-                members.setdefault((name, magnitude(name, level, negative, images.shape[-1])), []).append(group)
-        for (name, value), groups in members.items():
-            index = torch.cat(groups).to(images.device)
-            if len(index):
-                images[index] = OPERATIONS[name](images[index], value)
+        operation = torch.tensor([names.index(pair[step][0]) for pair in pairs])[chosen]
+        probability = torch.tensor([pair[step][1] for pair in pairs])[chosen]
+        level = torch.tensor([pair[step][2] or 0 for pair in pairs])[chosen]
+        happens, negative = draws[:, 1 + 2 * step] < probability, draws[:, 2 + 2 * step] < 0.5
+        images = apply_operations(images, magnitudes, operation.where(happens, nothing), level, negative)
     return images
 
 
-def magnitude(name: str, level: int | None, negative: bool, size: int) -> float:
-    """An operation's argument at a level 0..9, for images `size` pixels wide; some have a sign."""
-    if level is None:  # AutoContrast, Equalize, Invert
-        return 0.0
-    if name == "Posterize":
-        return 8 - round(4 * level / (NUM_MAGNITUDES - 1))  # bits that stay
-    if name == "Solarize":
-        return torch.linspace(1.0, 0.0, NUM_MAGNITUDES)[level].item()  # threshold, over the brightest value
-    highest = {
-        "ShearX": 0.3,
-        "ShearY": 0.3,
-        "TranslateX": 150 / 331 * size,
-        "TranslateY": 150 / 331 * size,
-        "Rotate": 30.0,
+def rand_augment(images: Tensor, draws: Tensor, level: int) -> Tensor:
+    """RandAugment: two operations an image, each any of 14, at one level. `draws` (n, 4): operation and sign, twice."""
+    magnitudes = magnitude_table(RAND_AUGMENT_LEVELS, images.shape[-1])
+    del magnitudes["Invert"]
+    for step in range(2):
+        operation, negative = (draws[:, 2 * step] * len(magnitudes)).long(), draws[:, 2 * step + 1] < 0.5
+        images = apply_operations(images, magnitudes, operation, torch.full_like(operation, level), negative)
+    return images
+
+
+def trivial_augment(images: Tensor, draws: Tensor) -> Tensor:
+    """TrivialAugmentWide: one operation an image, any of 14, at any level. `draws` (n, 3): operation, level, sign."""
+    magnitudes = magnitude_table(RAND_AUGMENT_LEVELS, images.shape[-1], wide=True)
+    del magnitudes["Invert"]
+    operation, level = (draws[:, 0] * len(magnitudes)).long(), (draws[:, 1] * RAND_AUGMENT_LEVELS).long()
+    return apply_operations(images, magnitudes, operation, level, draws[:, 2] < 0.5)
+
+
+POLICIES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+    "cifar10": lambda images, draws, _: auto_augment(images, draws, AutoAugmentPolicy.CIFAR10),
+    "imagenet": lambda images, draws, _: auto_augment(images, draws, AutoAugmentPolicy.IMAGENET),
+    "svhn": lambda images, draws, _: auto_augment(images, draws, AutoAugmentPolicy.SVHN),
+    "randaugment": rand_augment,
+    "trivialaugment": lambda images, draws, _: trivial_augment(images, draws),
+}
+POLICY_DRAWS = 5  # numbers that an image draws for its policy, at most
+
+
+def apply_operations(
+    images: Tensor, magnitudes: dict[str, list[float]], operation: Tensor, level: Tensor, negative: Tensor
+) -> Tensor:
+    """Do each image's operation, for all images at once that drew the same one, magnitude and sign.
+
+    Args:
+        images: uint8 (n, 3, H, W).
+        magnitudes: what operations there are, and the magnitudes of their levels.
+        operation, level: (n,), indices into `magnitudes` and its lists; negative: (n,), whether a sign is turned.
+    """
+    names = list(magnitudes)
+    num_levels = max(map(len, magnitudes.values()))
+    level = level.where(torch.tensor([len(magnitudes[name]) > 1 for name in names])[operation], 0)
+    negative = negative & torch.tensor([name in SIGNED for name in names])[operation]
+    keys = (operation * num_levels + level) * 2 + negative
+    order = keys.argsort(stable=True)
+    distinct, counts = keys[order].unique_consecutive(return_counts=True)
+    images = images.clone()
+    for key, group in zip(distinct.tolist(), order.split(counts.tolist()), strict=True):
+        name = names[key // 2 // num_levels]
+        if name != "Identity":
+            magnitude = magnitudes[name][key // 2 % num_levels] * (-1 if key % 2 else 1)
+            index = group.to(images.device)
+            images[index] = OPERATIONS[name](images[index], magnitude)
+    return images
+
+
+def magnitude_table(num_levels: int, size: int, wide: bool = False) -> dict[str, list[float]]:
+    """Operations and the magnitudes of their levels, for images `size` pixels wide; `wide` is TrivialAugmentWide's."""
+
+    def up_to(highest: float) -> list[float]:
+        return torch.linspace(0.0, highest, num_levels).tolist()  # in fp32, as torchvision has them
+
+    normal = (0.3, 150 / 331 * size, 30.0, 0.9, 4)
+    shear, translate, rotate, enhance, bits = (0.99, 32.0, 135.0, 0.99, 6) if wide else normal
+    return {
+        "Identity": [0.0],
+        "ShearX": up_to(shear),
+        "ShearY": up_to(shear),
+        "TranslateX": up_to(translate),  # pixels
+        "TranslateY": up_to(translate),
+        "Rotate": up_to(rotate),  # degrees
+        "Brightness": up_to(enhance),
+        "Color": up_to(enhance),
+        "Contrast": up_to(enhance),
+        "Sharpness": up_to(enhance),
+        "Posterize": (8 - (torch.arange(num_levels) / ((num_levels - 1) / bits)).round()).tolist(),  # bits that stay
+        "Solarize": torch.linspace(1.0, 0.0, num_levels).tolist(),  # threshold, over the brightest value
+        "AutoContrast": [0.0],
+        "Equalize": [0.0],
+        "Invert": [0.0],
     }
-    value = torch.linspace(0.0, highest.get(name, 0.9), NUM_MAGNITUDES)[level].item()  # in fp32, as torchvision has it
-    return -value if negative else value
 
 
 def affine(images: Tensor, translate: list[float] | None = None, shear: list[float] | None = None) -> Tensor:
@@ -128,6 +204,7 @@ def affine(images: Tensor, translate: list[float] | None = None, shear: list[flo
     )  # fmt: skip
 
 
+SIGNED = {"ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast", "Sharpness"}
 OPERATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "ShearX": lambda x, m: affine(x, shear=[math.degrees(math.atan(m)), 0.0]),
     "ShearY": lambda x, m: affine(x, shear=[0.0, math.degrees(math.atan(m))]),

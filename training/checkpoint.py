@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from training.errors import RunError, UsageError
 
 FORMAT_VERSION = 1
-RUN_FILES = ("config.json", "*.pth", "training_history.json", "training_curves.png", "test_result.json", "evaluation")
+RUN_FILES = ("*.pth", "config.json", "training_history.json", "test_result.json", "*.png", "evaluation")
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object], previous: Path | None = None) -> None:
@@ -26,7 +26,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object], previous:
 
     `previous` is where the file that stood at `path` is kept.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two runs may write the same cache
     try:
         with open(temporary, "wb") as file:
             write(file)
@@ -63,6 +63,14 @@ def save_last(
     save(folder / "last.pth", {**weights, **state}, previous=folder / "last.prev.pth")
 
 
+def load_verified(path: Path) -> Any:
+    """What torch.save wrote, on the CPU; an exception of any kind for a file that is not whole, to the last bit."""
+    with zipfile.ZipFile(path) as archive:
+        if archive.testzip():  # torch.load does not look at the checksums
+            raise zipfile.BadZipFile
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def load(path: Path) -> dict[str, Any]:
     """A checkpoint's content, on the CPU. RunError for a file that is missing, damaged or of another kind."""
     if not path.exists():
@@ -70,10 +78,7 @@ def load(path: Path) -> dict[str, Any]:
     if not os.access(path, os.R_OK):
         raise RunError(f"no permission to read the checkpoint {path}")
     try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip():  # torch.load does not look at the checksums
-                raise zipfile.BadZipFile
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_verified(path)
     except Exception:  # whatever a damaged file leads to; torch's own words would advise to load it unsafely
         raise RunError(f"{path} is damaged, or no checkpoint of this project: name another, or train anew") from None
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:

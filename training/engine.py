@@ -10,9 +10,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from training.console import TrainProgress
-from training.data import ImageLoader
 from training.device import autocast
 from training.errors import RunError
+from training.loader import ImageLoader
 
 
 def train_one_epoch(
@@ -21,8 +21,10 @@ def train_one_epoch(
     optimizer: torch.optim.Optimizer,
     scheduler: LRScheduler,
     dtype: torch.dtype,
-    clip_grad_norm: float,
     progress: TrainProgress,
+    *,
+    clip_grad_norm: float = 0.0,
+    label_smoothing: float = 0.0,
 ) -> dict[str, float]:
     """Step through the loader once: train_loss (nats), train_acc (percent), images_per_second, lr of the last step.
 
@@ -36,7 +38,7 @@ def train_one_epoch(
     for batch, (images, labels) in enumerate(loader, start=1):
         with autocast(device, dtype):
             logits = model(images)
-        loss = F.cross_entropy(logits.float(), labels)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
         if not math.isfinite(loss.item()):
             raise RunError(
                 f"the loss became {loss.item()} in batch {batch} of epoch {loader.epoch + 1}; what was saved is "
@@ -52,7 +54,8 @@ def train_one_epoch(
 
         seen += len(labels)
         loss_sum += loss.item() * len(labels)
-        correct += int((logits.argmax(dim=1) == labels).sum())
+        likeliest = labels if labels.ndim == 1 else labels.argmax(dim=1)  # of a mixed image: the class with most of it
+        correct += int((logits.argmax(dim=1) == likeliest).sum())
         progress.update(batch, len(labels), loss_sum / seen, 100 * correct / seen, lr)
     seconds = time.perf_counter() - start
     return {

@@ -1,0 +1,120 @@
+"""How fast images are augmented: in chunks, as training does it, and one at a time, as torchvision's pipelines do.
+
+    python benchmarks/augment.py                              # tables, about a minute on one core
+    python benchmarks/augment.py --json                       # the same as JSON
+
+All do crop with padding 4, horizontal flip and AutoAugment's CIFAR10 policy, on one thread, and take turns in rounds;
+the medians count. The images are random numbers.
+"""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as tv
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository's root, wherever this is started from
+
+from training.augment import OPERATIONS, magnitude_table
+from training.cli import parse
+from training.data import DEFAULT_AUGMENTATION
+from training.errors import exit_codes
+from training.loader import CHUNK_SIZE
+
+CHUNK_SIZES = (64, 512, 4096, 16384)
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """How to measure."""
+
+    rounds: int = 5
+    """turns that are timed; one before them is not"""
+    json: bool = False
+    """print JSON in place of the tables"""
+
+
+def main(config: BenchmarkConfig) -> None:
+    """Time the pipelines in turn, then the operations, and print what came out."""
+    torch.set_num_threads(1)
+    images = torch.randint(256, (max(CHUNK_SIZES), 3, 32, 32), dtype=torch.uint8)
+    pipelines = median_rates(candidates(images), config.rounds)
+    ours = pipelines[f"chunks of {CHUNK_SIZE}"]
+    theirs = {name: rate for name, rate in pipelines.items() if name.startswith("torchvision")}
+    operations = median_rates(single_operations(images[:CHUNK_SIZE]), config.rounds)
+    result: dict[str, Any] = {
+        "images_per_second": ours,
+        "torchvision_images_per_second": max(theirs.values()),
+        "ratio": ours / max(theirs.values()),
+        "pipelines": pipelines,
+        "operations": operations,
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+    }
+    if config.json:
+        print(json.dumps(result, indent=2))
+        return
+    for heading, rates in (("pipeline", pipelines), (f"operation, chunks of {CHUNK_SIZE}", operations)):
+        print(f"| {heading} | images/s |\n|---|---|")
+        for name, rate in rates.items():
+            print(f"| {name} | {rate:,.0f} |")
+        print()
+    print(f"chunks of {CHUNK_SIZE} over the faster of torchvision's: {result['ratio']:.1f} times")
+
+
+def candidates(images: torch.Tensor) -> dict[str, tuple[int, Callable[[], object]]]:
+    """Name to the number of images that a call augments, and the call."""
+    draws = DEFAULT_AUGMENTATION.draw(42, 0, len(images))
+    usual = [v2.RandomCrop(32, 4), v2.RandomHorizontalFlip(), v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)]
+    per_image = v2.Compose(usual)
+    per_image_pil = v2.Compose([*usual, v2.PILToTensor()])
+    few = list(images[:256])
+    pictures = [tv.to_pil_image(image) for image in few]
+
+    def in_chunks(size: int) -> Callable[[], object]:
+        def augment() -> None:
+            for start in range(0, len(images), size):
+                part = slice(start, start + size)
+                DEFAULT_AUGMENTATION(images[part], {name: values[part] for name, values in draws.items()})
+
+        return augment
+
+    return {
+        "torchvision, one PIL image at a time": (len(few), lambda: [per_image_pil(picture) for picture in pictures]),
+        "torchvision, one tensor at a time": (len(few), lambda: [per_image(image) for image in few]),
+        **{f"chunks of {size}": (len(images), in_chunks(size)) for size in CHUNK_SIZES},
+    }
+
+
+def single_operations(images: torch.Tensor) -> dict[str, tuple[int, Callable[[], object]]]:
+    """The same for each of AutoAugment's operations alone, at a middle magnitude."""
+    magnitudes = magnitude_table(10, images.shape[-1])
+    middle = {name: values[len(values) // 2] for name, values in magnitudes.items() if name in OPERATIONS}
+    return {
+        name: (len(images), lambda name=name, value=value: OPERATIONS[name](images, value))
+        for name, value in middle.items()
+    }
+
+
+def median_rates(calls: dict[str, tuple[int, Callable[[], object]]], rounds: int) -> dict[str, float]:
+    """Images per second of each call: the median over rounds in which each has its turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for round_number in range(rounds + 1):
+        for name, (_, call) in calls.items():
+            start = time.perf_counter()
+            call()
+            if round_number:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: calls[name][0] / statistics.median(times) for name, times in seconds.items()}
+
+
+if __name__ == "__main__":
+    with exit_codes():
+        main(parse(BenchmarkConfig, __doc__ or ""))

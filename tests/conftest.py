@@ -1,0 +1,88 @@
+"""What several files of tests need: a small archive in CIFAR's official format, and a folder of pictures."""
+
+import hashlib
+import io
+import os
+import pickle
+import socket
+import tarfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import datasets
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Work as small as the tests' is done sooner by one thread; and the bits of a run depend on their number."""
+    torch.set_num_threads(1)
+
+
+class Archive(NamedTuple):
+    """20 training images and 6 test images in the official format, alone in a folder."""
+
+    name: str  # of the dataset
+    path: Path
+    class_names: list[str]
+    rows: np.ndarray  # (26, 3072): the archive's own rows, the test images last
+    labels: list[int]
+
+
+@pytest.fixture
+def closed_url(monkeypatch):
+    """An address where nobody listens: the port is taken, so that nobody else will."""
+    monkeypatch.setenv("no_proxy", "*")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}/archive.tar.gz"
+
+
+@pytest.fixture
+def cifar(request, monkeypatch, tmp_path, closed_url) -> Archive:
+    """An archive that torchvision takes for the official one; what was the official address leads nowhere."""
+    name = getattr(request, "param", "cifar10")
+    source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    coarse = {"coarse_labels": [0] * 20} if name == "cifar100" else {}
+    label_key = "fine_labels" if coarse else "labels"
+    class_names = [f"class {number}" for number in range(100 if coarse else 10)]
+    rng, md5s, rows, labels = np.random.default_rng(0), {}, [], []
+    path = tmp_path / "archive" / source.filename
+    path.parent.mkdir()
+    with tarfile.open(path, "w:gz") as tar:
+
+        def add(member: str, content: dict) -> None:
+            pickled = pickle.dumps(content, protocol=2)
+            md5s[member] = hashlib.md5(pickled).hexdigest()
+            info = tarfile.TarInfo(f"{source.base_folder}/{member}")
+            info.size = len(pickled)
+            tar.addfile(info, io.BytesIO(pickled))
+
+        for parts in (source.train_list, source.test_list):
+            for member, _ in parts:
+                n = 20 // len(parts) if parts is source.train_list else 6
+                rows.append(rng.integers(256, size=(n, 3 * 32 * 32), dtype=np.uint8))
+                labels += (part_labels := rng.integers(len(class_names), size=n).tolist())
+                add(member, {"data": rows[-1], label_key: part_labels, **coarse})
+        add(source.meta["filename"], {source.meta["key"]: class_names})
+    monkeypatch.setattr(source, "url", closed_url)
+    monkeypatch.setattr(source, "tgz_md5", hashlib.md5(path.read_bytes()).hexdigest())
+    for attribute in ("train_list", "test_list"):
+        monkeypatch.setattr(source, attribute, [[member, md5s[member]] for member, _ in getattr(source, attribute)])
+    monkeypatch.setattr(source, "meta", source.meta | {"md5": md5s[source.meta["filename"]]})
+    return Archive(name, path, class_names, np.concatenate(rows), labels)
+
+
+@pytest.fixture
+def image_folder(tmp_path) -> Path:
+    """Two classes, red and grey, one picture each in train and test, of long ago."""
+    for split in ("train", "test"):
+        for name, colour in (("red", (255, 0, 0)), ("grey", (99, 99, 99))):
+            path = tmp_path / split / name / "1.png"
+            path.parent.mkdir(parents=True)
+            Image.new("RGB", (8, 8), colour).save(path)
+            os.utime(path, (0, 0))
+    return tmp_path

@@ -1,0 +1,180 @@
+"""Pictures of any mode and size become RGB of one size, and what can't be read is named."""
+
+import contextlib
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from training.data import load_dataset
+from training.errors import RunError
+from training.image_folder import read_image, read_image_folder
+
+
+def save(path: Path, image: Image.Image, **arguments) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **arguments)
+    return path
+
+
+def palette_image() -> Image.Image:
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([0, 0, 0, 10, 20, 30])
+    return image
+
+
+def deep_image(value: int) -> Image.Image:
+    return Image.fromarray(np.full((8, 8), value, np.uint16))
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "expected"),
+    [
+        ("bilevel.png", Image.new("1", (8, 8), 1), (255, 255, 255)),
+        ("grey.png", Image.new("L", (8, 8), 100), (100, 100, 100)),
+        ("grey_alpha.png", Image.new("LA", (8, 8), (100, 255)), (100, 100, 100)),
+        ("palette.png", palette_image(), (10, 20, 30)),
+        ("palette.tif", palette_image(), (10, 20, 30)),
+        ("alpha.png", Image.new("RGBA", (8, 8), (200, 100, 50, 255)), (200, 100, 50)),
+        ("cmyk.tif", Image.new("CMYK", (8, 8), (0, 255, 255, 0)), (255, 0, 0)),
+        ("16_bit.png", deep_image(0x4040), (64, 64, 64)),
+        ("16_bit.tif", deep_image(0xC0C0), (192, 192, 192)),
+        ("16_bit.pgm", deep_image(0x2020), (32, 32, 32)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.mode if isinstance(value, Image.Image) else "",
+)
+def test_pictures_of_any_mode_become_rgb(image_folder, name, image, expected):
+    save(image_folder / "train" / "grey" / name, image)
+    content = read_image_folder(image_folder, 8, cache=False)
+    assert content["class_names"] == ["grey", "red"]
+    assert content["test_labels"].tolist() == [0, 1]
+    assert content["test_images"][1].float().mean(dim=(1, 2)).tolist() == [255, 0, 0]
+    np.testing.assert_allclose(
+        content["train_images"][1], np.broadcast_to(np.reshape(expected, (3, 1, 1)), (3, 8, 8)), atol=1
+    )
+
+
+def test_a_picture_is_turned_as_its_exif_says(tmp_path):
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:, :16, 0] = 255  # the left half is red
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees clockwise
+    image = read_image(save(tmp_path / "turned.png", Image.fromarray(pixels), exif=exif), 8)
+    assert image[0, :3].min() == 255  # the top half is
+    assert image[0, 5:].max() == 0
+
+
+def test_pictures_of_other_sizes_are_resized_as_pillow_does_it(tmp_path):
+    for width, height in ((8, 8), (20, 13), (3, 50)):
+        pixels = np.random.default_rng(0).integers(256, size=(height, width, 3), dtype=np.uint8)
+        image = read_image(save(tmp_path / "picture.png", Image.fromarray(pixels)), 8)
+        by_pillow = Image.fromarray(pixels).resize((8, 8), Image.Resampling.BILINEAR)  # it averages what it shrinks
+        np.testing.assert_array_equal(image.permute(1, 2, 0), by_pillow)
+
+
+def no_train_folder(root: Path) -> Path:
+    (root / "train").rename(root / "training")
+    return root / "train"
+
+
+def class_in_one_split(root: Path) -> str:
+    save(root / "test" / "blue" / "1.png", Image.new("RGB", (8, 8)))
+    return "blue"
+
+
+def empty_class(root: Path) -> str:
+    (root / "train" / "red" / "1.png").unlink()
+    return "red"
+
+
+def no_class(root: Path) -> Path:
+    for path in [*root.glob("test/*/*.png")]:
+        path.unlink()
+        path.parent.rmdir()
+    return root / "test"
+
+
+def single_class(root: Path) -> str:
+    for split in ("train", "test"):
+        (root / split / "red" / "1.png").unlink()
+        (root / split / "red").rmdir()
+    return "single class grey"
+
+
+def damaged(name: str, content: bytes):
+    def damage(root: Path) -> Path:
+        path = root / "train" / "red" / name
+        path.write_bytes(content)
+        return path
+
+    return damage
+
+
+def encoded(image_format: str, **arguments) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(256, size=(40, 40, 3), dtype=np.uint8)).save(
+        file, image_format, **arguments
+    )
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        no_train_folder,
+        class_in_one_split,
+        empty_class,
+        no_class,
+        single_class,
+        damaged("text.jpg", b"no picture"),
+        damaged("empty.png", b""),
+        damaged("half.png", encoded("PNG")[:1000]),
+        damaged("half.jpg", encoded("JPEG")[:1000]),
+        damaged("header.ppm", b"P6 4x 4 255\n" + bytes(48)),
+        damaged("half.ppm", b"P6 4 4 255\n" + bytes(20)),
+    ],
+    ids=[
+        "no train",
+        "one split",
+        "empty class",
+        "no class",
+        "single class",
+        "text",
+        "empty",
+        "png",
+        "jpg",
+        "ppm header",
+        "ppm",
+    ],
+)
+def test_what_is_wrong_with_an_image_folder_is_one_line_that_names_it(image_folder, damage):
+    named = damage(image_folder)
+    with pytest.raises(RunError) as caught:
+        read_image_folder(image_folder, 8, cache=True)
+    assert str(named) in str(caught.value)
+    assert str(image_folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not [*image_folder.glob(".*")]  # no cache of it
+
+
+def test_a_picture_with_nonsense_in_its_exif_is_read_or_refused(tmp_path):
+    orientation = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    resolution_unit = struct.pack("<HHI4s", 0x0128, 2, 2, b"x")  # a text, where a number belongs
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2) + orientation + resolution_unit + bytes(4)
+    path = tmp_path / "exif.jpg"
+    path.write_bytes(encoded("JPEG", exif=exif))
+    with contextlib.suppress(RunError):
+        assert read_image(path, 8).shape == (3, 8, 8)
+
+
+def test_the_classes_are_the_folders_and_other_files_are_no_pictures(image_folder):
+    for split in ("train", "test"):
+        save(image_folder / split / "blue" / "deeper" / "1.JPG", Image.new("RGB", (8, 8), (0, 0, 255)))
+        (image_folder / split / "blue" / "notes.txt").write_text("no picture")
+    dataset = load_dataset("image-folder", str(image_folder), img_size=8)
+    assert dataset.class_names == ["blue", "grey", "red"]
+    assert dataset.train_labels.tolist() == dataset.test_labels.tolist() == [0, 1, 2]
+    assert dataset.mirrorable

@@ -1,0 +1,174 @@
+"""A loader's stream is a function of seed and epoch, however it is cut into batches, chunks, threads and ranks."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from training import loader as loader_module
+from training.augment import Augmentation
+from training.loader import ImageLoader, normalize
+from training.mix import Mixing
+
+MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
+NUM_IMAGES = 150
+AUGMENTATION = Augmentation(crop_padding=1, horizontal_flip=True, policy="cifar10", erasing=0.5)
+MIXING = Mixing(NUM_IMAGES, mixup_alpha=1.0, cutmix_alpha=1.0, probability=0.7)
+
+
+def random_images(num_images: int = NUM_IMAGES) -> Tensor:
+    return torch.randint(256, (num_images, 3, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
+
+
+def numbered_loader(batch_size: int = 32, **arguments) -> ImageLoader:
+    """Random images, each labelled with its number."""
+    arguments = {"shuffle_seed": 42, "augmentation": AUGMENTATION, "split": "train"} | arguments
+    return ImageLoader(random_images(), torch.arange(NUM_IMAGES), MEAN, STD, batch_size, **arguments)
+
+
+def batches_of(loader: ImageLoader, epoch: int = 0, start_step: int = 0) -> list[tuple[Tensor, Tensor]]:
+    loader.set_epoch(epoch, start_step)
+    return list(loader)
+
+
+def epoch_of(loader: ImageLoader, epoch: int = 0) -> tuple[Tensor, Tensor]:
+    images, labels = zip(*batches_of(loader, epoch), strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+def assert_same(found: list[tuple[Tensor, Tensor]], expected: list[tuple[Tensor, Tensor]]) -> None:
+    for batch, other in zip(found, expected, strict=True):
+        assert torch.equal(batch[0], other[0])
+        assert torch.equal(batch[1], other[1])
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """Several chunks an epoch."""
+    monkeypatch.setattr(loader_module, "CHUNK_SIZE", 64)
+
+
+def test_normalize_shifts_and_scales_each_channel_and_leaves_its_input():
+    images = random_images(4)
+    before = images.clone()
+    expected = (images.numpy() / 255 - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
+    np.testing.assert_allclose(normalize(images, MEAN, STD), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "sizes"), [(32, [32, 32, 32, 32, 22]), (50, [50] * 3), (149, [149, 1]), (400, [150])]
+)
+def test_an_epoch_has_every_image_once_and_keeps_the_smaller_last_batch(batch_size, sizes):
+    loader = numbered_loader(batch_size)
+    assert [len(labels) for _, labels in loader] == sizes
+    assert len(loader) == len(sizes)
+    assert sorted(epoch_of(loader)[1].tolist()) == list(range(NUM_IMAGES))
+
+
+def test_labels_stay_with_their_images():
+    images, labels = epoch_of(numbered_loader(augmentation=None))
+    assert torch.equal(images, normalize(random_images()[labels], MEAN, STD))
+
+
+def test_an_images_augmentation_follows_its_number_not_its_place():
+    images, labels = epoch_of(numbered_loader(), epoch=5)
+    augmented = AUGMENTATION(random_images(), AUGMENTATION.draw(42, 5, NUM_IMAGES))
+    assert torch.equal(images, normalize(augmented[labels], MEAN, STD))
+
+
+def test_order_and_pixels_are_a_function_of_seed_and_epoch():
+    images, labels = epoch_of(numbered_loader(), epoch=5)
+    assert_same([epoch_of(numbered_loader(), epoch=5)], [(images, labels)])
+    for other in (epoch_of(numbered_loader(), epoch=6), epoch_of(numbered_loader(shuffle_seed=43), epoch=5)):
+        assert not torch.equal(other[1], labels)
+        assert not torch.equal(other[0][other[1].argsort()], images[labels.argsort()])  # the augmentation differs too
+
+
+def test_an_epochs_order_is_pinned():
+    """A change that moves it changes every result of the repository: it should be meant."""
+    images = torch.zeros(50_000, 3, 1, 1, dtype=torch.uint8)
+    loader = ImageLoader(images, torch.arange(50_000), MEAN, STD, 5, shuffle_seed=42, split="train")
+    loader.set_epoch(3)
+    assert next(iter(loader))[1].tolist() == [14736, 18029, 31053, 14295, 35830]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+@pytest.mark.parametrize("batch_size", [32, 64])
+def test_batch_size_workers_and_ranks_merged_give_one_stream(batch_size, num_workers, world_size):
+    ranks = [
+        batches_of(numbered_loader(batch_size, num_workers=num_workers, rank=rank, world_size=world_size), epoch=1)
+        for rank in range(world_size)
+    ]
+    merged_images, merged_labels = [], []
+    for step, shares in enumerate(zip(*ranks, strict=True)):
+        size = min(batch_size, NUM_IMAGES - step * batch_size)
+        images, labels = torch.empty(size, 3, 8, 8), torch.empty(size, dtype=torch.long)
+        for rank, share in enumerate(shares):  # each rank has its own places, and all of them
+            images[rank::world_size], labels[rank::world_size] = share
+        merged_images.append(images)
+        merged_labels.append(labels)
+    merged = torch.cat(merged_images), torch.cat(merged_labels)
+    assert_same([merged], [epoch_of(numbered_loader(), epoch=1)])
+
+
+@pytest.mark.parametrize("chunk_size", [1, 50, 4096])
+def test_chunks_change_no_pixel(chunk_size, monkeypatch):
+    expected = epoch_of(numbered_loader(), epoch=1)
+    monkeypatch.setattr(loader_module, "CHUNK_SIZE", chunk_size)
+    assert_same([epoch_of(numbered_loader(), epoch=1)], [expected])
+
+
+@pytest.mark.parametrize("arguments", [{}, {"num_workers": 2}, {"rank": 1, "world_size": 2}], ids=str)
+def test_an_epoch_begun_in_the_middle_goes_on_as_the_whole_one(arguments):
+    loader = numbered_loader(16, mixing=MIXING, **arguments)
+    whole = batches_of(loader, epoch=3)
+    for step in range(len(loader) + 1):
+        assert_same(batches_of(loader, 3, start_step=step), whole[step:])
+    assert len(loader) == len(whole)  # the length is that of a whole epoch all along
+    assert len(batches_of(loader, 4)) == len(whole)  # and the next epoch begins at its beginning
+
+
+@pytest.mark.parametrize("change", [{"num_workers": 1}, {"num_workers": 2}], ids=str)
+def test_mixed_batches_are_the_same_for_any_number_of_workers(change):
+    mixed = batches_of(numbered_loader(mixing=MIXING), epoch=2)
+    assert_same(batches_of(numbered_loader(mixing=MIXING, **change), epoch=2), mixed)
+    expected = [
+        MIXING(*batch, seed=42, epoch=2, step=step) for step, batch in enumerate(batches_of(numbered_loader(), 2))
+    ]
+    assert_same(mixed, expected)
+    assert {targets.ndim for _, targets in mixed} == {1, 2}  # some are, some are not
+
+
+def test_without_a_seed_images_come_in_their_own_order():
+    images, labels = epoch_of(numbered_loader(shuffle_seed=None, augmentation=None))
+    assert labels.tolist() == list(range(NUM_IMAGES))
+    assert torch.equal(images, normalize(random_images(), MEAN, STD))
+
+
+@pytest.mark.parametrize("part", [{"augmentation": AUGMENTATION}, {"mixing": MIXING}], ids=["augmentation", "mixing"])
+def test_what_draws_numbers_needs_a_seed(part):
+    with pytest.raises(ValueError, match="shuffle_seed"):
+        numbered_loader(**({"shuffle_seed": None, "augmentation": None} | part))
+
+
+def test_an_epoch_left_halfway_leaves_no_thread_and_the_next_is_whole():
+    loader, before = numbered_loader(num_workers=2), threading.active_count()
+    batches = iter(loader)
+    next(batches)
+    assert threading.active_count() > before
+    del batches
+    assert threading.active_count() == before
+    assert len(batches_of(loader)) == len(loader)
+
+
+def test_an_error_in_a_worker_is_the_callers(monkeypatch):
+    def fail(*args):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Augmentation, "__call__", fail)
+    with pytest.raises(ZeroDivisionError):
+        batches_of(numbered_loader(num_workers=2))
