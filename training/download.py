@@ -56,8 +56,6 @@ def download(url: str, partial: Path) -> None:
         raise RunError(f"{url} answers {error.code} {error.reason}") from None
     except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:  # file:// is an AttributeError
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__
-        raise RunError(
-            f"{url} did not send the archive ({reason}); what came is kept, so that a new try goes on"
-        ) from None
+        raise RunError(f"{url} did not send the archive ({reason})") from None
     if total is not None and have < total:
         raise RunError(f"{url} broke off after {have:,} of {total:,} bytes; they are kept: the same command goes on")

@@ -76,7 +76,7 @@ def plot_per_class_accuracy(per_class: list[dict], accuracy: float, path: Path) 
     axes.axvline(accuracy, color="black", linestyle="--", label=f"all images: {accuracy:.2f} %")
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    axes.set(title="Accuracy by class", xlabel="accuracy (%)", xlim=(0, 109), xticks=range(0, 101, 20))
+    axes.set(title="Accuracy by class", xlabel="accuracy (%)", xlim=(0, 113), xticks=range(0, 101, 20))
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12 - 0.4 / len(ordered)), frameon=False)
     save_figure(figure, path)
 
