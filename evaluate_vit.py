@@ -65,9 +65,12 @@ def main(config: EvaluateConfig) -> None:
 
     dataset_name = config.dataset or saved["config"]["dataset"]
     settings = saved["config"]
-    same_data = dataset_name == settings["dataset"] and not config.data_dir
+    same_data = dataset_name == settings["dataset"]
     data_dir = config.data_dir or (settings["data_dir"] if same_data else "data")
-    dataset = load_dataset(dataset_name, data_dir, settings["img_size"], settings["data_url"], settings["cache"])
+    data_url = settings["data_url"] if same_data else ""
+    if dataset_name == "image-folder":  # another folder holds other images
+        same_data = same_data and Path(data_dir).resolve() == Path(settings["data_dir"]).resolve()
+    dataset = load_dataset(dataset_name, data_dir, settings["img_size"], data_url, settings["cache"])
     names = saved["data"]["class_names"]
     if dataset.class_names != names:
         raise RunError(

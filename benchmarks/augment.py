@@ -26,7 +26,7 @@ from training.augment import OPERATIONS, magnitude_table
 from training.cli import parse
 from training.data import DEFAULT_AUGMENTATION
 from training.errors import exit_codes
-from training.loader import CHUNK_SIZE
+from training.loader import chunk_size
 
 CHUNK_SIZES = (64, 512, 4096, 16384)
 
@@ -45,10 +45,11 @@ def main(config: BenchmarkConfig) -> None:
     """Time the pipelines in turn, then the operations, and print what came out."""
     torch.set_num_threads(1)
     images = torch.randint(256, (max(CHUNK_SIZES), 3, 32, 32), dtype=torch.uint8)
+    size = chunk_size(images)
     pipelines = median_rates(candidates(images), config.rounds)
-    ours = pipelines[f"chunks of {CHUNK_SIZE}"]
+    ours = pipelines[f"chunks of {size}"]
     theirs = {name: rate for name, rate in pipelines.items() if name.startswith("torchvision")}
-    operations = median_rates(single_operations(images[:CHUNK_SIZE]), config.rounds)
+    operations = median_rates(single_operations(images[:size]), config.rounds)
     result: dict[str, Any] = {
         "images_per_second": ours,
         "torchvision_images_per_second": max(theirs.values()),
@@ -61,12 +62,12 @@ def main(config: BenchmarkConfig) -> None:
     if config.json:
         print(json.dumps(result, indent=2))
         return
-    for heading, rates in (("pipeline", pipelines), (f"operation, chunks of {CHUNK_SIZE}", operations)):
+    for heading, rates in (("pipeline", pipelines), (f"operation, chunks of {size}", operations)):
         print(f"| {heading} | images/s |\n|---|---|")
         for name, rate in rates.items():
             print(f"| {name} | {rate:,.0f} |")
         print()
-    print(f"chunks of {CHUNK_SIZE} over the faster of torchvision's: {result['ratio']:.1f} times")
+    print(f"chunks of {size} over the faster of torchvision's: {result['ratio']:.1f} times")
 
 
 def candidates(images: torch.Tensor) -> dict[str, tuple[int, Callable[[], object]]]:
@@ -94,13 +95,15 @@ def candidates(images: torch.Tensor) -> dict[str, tuple[int, Callable[[], object
 
 
 def single_operations(images: torch.Tensor) -> dict[str, tuple[int, Callable[[], object]]]:
-    """The same for each of AutoAugment's operations alone, at a middle magnitude."""
+    """The same for each of AutoAugment's operations, at a middle magnitude, on a chunk and on one tensor at a time."""
     magnitudes = magnitude_table(10, images.shape[-1])
     middle = {name: values[len(values) // 2] for name, values in magnitudes.items() if name in OPERATIONS}
-    return {
-        name: (len(images), lambda name=name, value=value: OPERATIONS[name](images, value))
-        for name, value in middle.items()
-    }
+    few = list(images[:256])
+    calls: dict[str, tuple[int, Callable[[], object]]] = {}
+    for name, value in middle.items():
+        calls[name] = len(images), lambda n=name, v=value: OPERATIONS[n](images, v)
+        calls[f"{name}, one at a time"] = len(few), lambda n=name, v=value: [OPERATIONS[n](image, v) for image in few]
+    return calls
 
 
 def median_rates(calls: dict[str, tuple[int, Callable[[], object]]], rounds: int) -> dict[str, float]:

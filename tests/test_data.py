@@ -102,7 +102,7 @@ def test_the_loaders_read_cifar10_by_themselves(cifar):
 
 
 def test_channel_stats_are_numpys(monkeypatch):
-    monkeypatch.setattr(data, "CHUNK_SIZE", 7)
+    monkeypatch.setattr(data, "chunk_size", lambda images: 7)
     images = random_images(30)
     images[:, 1] //= 3
     mean, std = channel_stats(images)
@@ -220,6 +220,15 @@ def test_what_was_asked_for_reaches_the_training_loader_only():
     train_loader, eval_loader = get_cifar10_dataloaders(ten_classes(), seed=7, **asked)
     for name, value in {**asked, "shuffle_seed": 7}.items():
         assert getattr(train_loader, name) == value
-    [(images, labels)] = eval_loader  # all of them, in each rank
-    assert images.shape == (40, 3, 8, 8)
+    [(images, labels)] = eval_loader  # this rank's half, without mixing or augmentation
+    assert images.shape == (20, 3, 8, 8)
     assert labels.ndim == 1
+
+
+def test_ranks_split_the_evaluation_images_without_overlap_or_gap():
+    whole = torch.cat([images for images, _ in get_cifar10_dataloaders(ten_classes())[1]])
+    merged = torch.empty_like(whole)
+    for rank in range(3):
+        _, eval_loader = get_cifar10_dataloaders(ten_classes(), rank=rank, world_size=3)
+        merged[rank::3] = torch.cat([images for images, _ in eval_loader])
+    assert torch.equal(merged, whole)

@@ -178,3 +178,14 @@ def test_the_classes_are_the_folders_and_other_files_are_no_pictures(image_folde
     assert dataset.class_names == ["blue", "grey", "red"]
     assert dataset.train_labels.tolist() == dataset.test_labels.tolist() == [0, 1, 2]
     assert dataset.mirrorable
+
+
+def test_a_hidden_folder_is_no_class(image_folder):
+    (image_folder / "train" / ".ipynb_checkpoints").mkdir()
+    assert load_dataset("image-folder", str(image_folder), img_size=8).class_names == ["grey", "red"]
+
+
+def test_a_picture_of_unknown_range_is_refused_and_not_turned_black(tmp_path):
+    Image.fromarray(np.full((4, 4), 200, dtype=np.int32)).save(tmp_path / "deep.tif")
+    with pytest.raises(RunError, match=r"deep\.tif.* 32 bits"):
+        read_image(tmp_path / "deep.tif", 4)

@@ -47,7 +47,7 @@ def assert_same(found: list[tuple[Tensor, Tensor]], expected: list[tuple[Tensor,
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Several chunks an epoch."""
-    monkeypatch.setattr(loader_module, "CHUNK_SIZE", 64)
+    monkeypatch.setattr(loader_module, "chunk_size", lambda images: 64)
 
 
 def test_normalize_shifts_and_scales_each_channel_and_leaves_its_input():
@@ -118,7 +118,7 @@ def test_batch_size_workers_and_ranks_merged_give_one_stream(batch_size, num_wor
 @pytest.mark.parametrize("chunk_size", [1, 50, 4096])
 def test_chunks_change_no_pixel(chunk_size, monkeypatch):
     expected = epoch_of(numbered_loader(), epoch=1)
-    monkeypatch.setattr(loader_module, "CHUNK_SIZE", chunk_size)
+    monkeypatch.setattr(loader_module, "chunk_size", lambda images: chunk_size)
     assert_same([epoch_of(numbered_loader(), epoch=1)], [expected])
 
 

@@ -507,3 +507,14 @@ def test_resuming_on_other_images_is_refused(run, tmp_path):
     assert (result.code, result.out) == (2, "")
     assert "data is not what it was" in result.err
     assert files_of(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize(("same", "chosen_on"), [(True, "test"), (False, None)])
+def test_only_the_images_it_was_chosen_on_are_said_to_have_chosen_it(run, tmp_path, same, chosen_on):
+    train_on_image_folder(run, tmp_path, ["a", "b"])
+    folder = tmp_path / "data"
+    if not same:
+        folder = folder.rename(tmp_path / "other")
+    best = tmp_path / "run" / "best_model.pth"
+    assert run("evaluate_vit.py", "--device=cpu", "--checkpoint", best, "--data-dir", folder).code == 0
+    assert read_strict_json(tmp_path / "run" / "evaluation" / "evaluation.json")["chosen_on"] == chosen_on

@@ -25,7 +25,7 @@ ERASING_ATTEMPTS = 10  # boxes drawn until one fits into the image, as in torchv
 
 
 def random_stream(seed: int, epoch: int, name: str) -> torch.Generator:
-    """A generator for one purpose in one epoch. Streams of another name, epoch or seed are independent of it."""
+    """A generator for one purpose in one epoch. Another name, epoch or seed has another of 2^32 streams."""
     words = np.random.SeedSequence([seed, epoch, *name.encode()]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(words[0]))
 

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchvision import datasets
-from torchvision.datasets.utils import calculate_md5
+from torchvision.datasets.utils import calculate_md5, extract_archive
 from torchvision.transforms.v2 import functional as tv
 
 from training.augment import Augmentation, random_stream
 from training.download import fetch
 from training.errors import RunError, UsageError
 from training.image_folder import read_image_folder
-from training.loader import CHUNK_SIZE, ImageLoader
+from training.loader import ImageLoader, chunk_size
 from training.mix import Mixing
 
 EVAL_BATCH_SIZE = 128  # one for training and evaluator alike, so that both compute the same bits
@@ -54,7 +54,8 @@ def load_cifar(name: str, root: Path, data_url: str) -> Dataset:
             train, test = (source(root, train=train) for train in (True, False))
         except RuntimeError:  # not unpacked yet, or not whole
             get_archive(root / source.filename, data_url or source.url, source.tgz_md5)
-            train, test = (source(root, train=train, download=True) for train in (True, False))
+            extract_archive(str(root / source.filename), str(root))  # refuses members outside the folder
+            train, test = (source(root, train=train) for train in (True, False))
     except RunError as error:
         raise RunError(
             f"could not get {name}: {error}. Ways out: a mirror with --data-url, {source.filename} put into {root} by "
@@ -93,7 +94,9 @@ def load_digits() -> Dataset:
 def resize(images: Tensor, img_size: int) -> Tensor:
     if images.shape[-1] == img_size:
         return images
-    return torch.cat([tv.resize(chunk, [img_size, img_size], antialias=True) for chunk in images.split(CHUNK_SIZE)])
+    return torch.cat(
+        [tv.resize(chunk, [img_size, img_size], antialias=True) for chunk in images.split(chunk_size(images))]
+    )
 
 
 def stratified_order(labels: Tensor, seed: int) -> Tensor:
@@ -110,7 +113,7 @@ def channel_stats(images: Tensor) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel of uint8 images, in 0..1, from exact sums."""
     count = images.numel() // images.shape[1]
     mean = images.sum((0, 2, 3)).double() / count
-    squares = [chunk.int().square().sum((0, 2, 3)) for chunk in images.split(CHUNK_SIZE)]
+    squares = [chunk.int().square().sum((0, 2, 3)) for chunk in images.split(chunk_size(images))]
     mean_square = torch.stack(squares).sum(0).double() / count
     std = (mean_square - mean**2).clamp(min=1).sqrt()  # at least one grey level, so that a constant channel divides too
     return (mean / 255).tolist(), (std / 255).tolist()
@@ -158,13 +161,20 @@ def get_cifar10_dataloaders(
         dataset = replace(
             dataset, test_images=dataset.train_images[held_out], test_labels=dataset.train_labels[held_out]
         )
-    return train_loader, create_eval_loader(dataset, "val" if val_size else "test", train_loader.stats, device)
+    split = "val" if val_size else "test"
+    return train_loader, create_eval_loader(dataset, split, train_loader.stats, device, rank, world_size)
 
 
 def create_eval_loader(
-    dataset: Dataset, split: str, stats: dict[str, Any], device: torch.device | str = "cpu"
+    dataset: Dataset,
+    split: str,
+    stats: dict[str, Any],
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    world_size: int = 1,
 ) -> ImageLoader:
     """The dataset's test images in their own order, normalized with the training images' `stats`."""
     return ImageLoader(
-        dataset.test_images, dataset.test_labels, **stats, batch_size=EVAL_BATCH_SIZE, device=device, split=split
-    )
+        dataset.test_images, dataset.test_labels, **stats, batch_size=EVAL_BATCH_SIZE, device=device, rank=rank,
+        world_size=world_size, split=split,
+    )  # fmt: skip

@@ -1,5 +1,6 @@
 """Getting an archive: resumed where it broke off, checked by md5, and never half there under its own name."""
 
+import errno
 import http.client
 import urllib.error
 import urllib.request
@@ -55,6 +56,8 @@ def download(url: str, partial: Path) -> None:
             return
         raise RunError(f"{url} answers {error.code} {error.reason}") from None
     except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:  # file:// is an AttributeError
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise RunError(f"can't write {partial}: {error}") from None
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__
         raise RunError(f"{url} did not send the archive ({reason})") from None
     if total is not None and have < total:

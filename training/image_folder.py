@@ -55,9 +55,11 @@ def find_samples(root: Path) -> tuple[dict[str, list[tuple[str, int]]], list[str
                 f"no folder {root / split}: --data-dir must hold train/<class>/ and test/<class>/ with images"
             )
         try:
-            found[split] = datasets.ImageFolder(root / split, is_valid_file=is_picture)
+            found[split] = PictureFolder(root / split, is_valid_file=is_picture)
         except (OSError, RuntimeError) as error:  # no class folder, or one without images
-            raise RunError(f"{root / split} is no image folder: {error}".splitlines()[0]) from None
+            raise RunError(
+                f"{root / split} does not hold a folder of pictures for each class: {error}".splitlines()[0]
+            ) from None
     names = found["train"].classes
     if names != found["test"].classes:
         lonely = ", ".join(sorted(set(names) ^ set(found["test"].classes)))
@@ -65,6 +67,16 @@ def find_samples(root: Path) -> tuple[dict[str, list[tuple[str, int]]], list[str
     if len(names) < 2:
         raise RunError(f"{root / 'train'} holds the single class {names[0]}: there is nothing to tell apart")
     return {split: part.samples for split, part in found.items()}, names
+
+
+class PictureFolder(datasets.ImageFolder):
+    """torchvision's ImageFolder without hidden folders, which file managers and notebooks leave behind."""
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        names = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir() and entry.name[0] != ".")
+        if not names:
+            raise FileNotFoundError("it holds no class folders")
+        return names, {name: label for label, name in enumerate(names)}
 
 
 def is_picture(path: str) -> bool:
@@ -97,7 +109,8 @@ def read_image(path: str | Path, img_size: int) -> Tensor:
             image = ImageOps.exif_transpose(file)
             if image.mode.startswith(("I", "F")):  # 16-bit grey, which Pillow would clip to white
                 pixels = np.asarray(image)
-                if image.mode == "F" or not 0 <= pixels.min() <= pixels.max() < 2**16:
+                plain = image.mode in ("I", "F") and file.format not in ("PNG", "PPM")  # these have 16 bits at most
+                if plain or not 0 <= pixels.min() <= pixels.max() < 2**16:
                     raise ValueError("its pixels have 32 bits, of a range that is not known: save it with 8 or 16")
                 image = Image.fromarray((pixels >> 8).astype(np.uint8))
             image = image.convert("RGB")
