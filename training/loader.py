@@ -15,8 +15,8 @@ from training.augment import Augmentation, Draws, random_stream
 from training.checkpoint import write_atomically
 from training.mix import Mixing
 
-# Pixels prepared at once: those of 4,096 images of 32x32. On one core 13,800 images/s in chunks of 64, 31,800 of 512,
-# 48,300 of 4,096 and, out of the cache, 33,500 of 16,384 (benchmarks/augment.py).
+# Pixels prepared at once: those of 4,096 images of 32x32. On one core 13,500 images/s in chunks of 64, 29,100 of 512,
+# 45,600 of 4,096 and, out of the cache, 33,300 of 16,384 (results/augment_benchmark.json).
 CHUNK_PIXELS = 4096 * 32 * 32
 SHEET_ROWS, SHEET_COLUMNS, SHEET_SCALE = 8, 8, 2  # of the contact sheet; pixels are shown as squares of SHEET_SCALE
 
