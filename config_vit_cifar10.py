@@ -172,7 +172,7 @@ class ViTConfig(TrainConfig):
         "no-augment": {"auto_augment": False, "crop_padding": 0, "horizontal_flip": False},
         "no-warmup": {"warmup_epochs": 0},
         # scikit-learn's digits, 8x8 pixels doubled to 16x16, and a model of their size: two minutes on two
-        # cores. They do better without AutoAugment's policy, searched on photographs, and dropout (results/LOG.md).
+        # cores. AutoAugment's policy was searched on photographs and costs accuracy here (results/LOG.md).
         "demo": {
             "dataset": "digits",
             "img_size": 16,

@@ -70,7 +70,7 @@ def main(config: EvaluateConfig) -> None:
     data_url = settings["data_url"] if same_data else ""
     if dataset_name == "image-folder":  # another folder holds other images
         same_data = same_data and Path(data_dir).resolve() == Path(settings["data_dir"]).resolve()
-    dataset = load_dataset(dataset_name, data_dir, settings["img_size"], data_url, settings["cache"])
+    dataset = load_dataset(dataset_name, data_dir, settings["img_size"], data_url, settings.get("cache", True))
     names = saved["data"]["class_names"]
     if dataset.class_names != names:
         raise RunError(
