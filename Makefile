@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: setup setup-dev demo train test lint bench clean
+.PHONY: setup setup-dev demo train test faults lint bench clean
 
 setup: $(VENV)/.ready            ## a virtual environment with what the scripts need
 setup-dev: $(VENV)/.ready-dev    ## the same and what tests, lint and benchmarks need
@@ -29,6 +29,9 @@ train: setup                     ## the real run: ViT-Tiny on CIFAR-10, many hou
 
 test: setup-dev                  ## all tests
 	$(RUN) -m pytest
+
+faults: setup-dev                ## kill, truncate and fill the disk for long; writes results/faults.md
+	FAULT_KILLS=200 FAULT_TABLE=results/faults.md $(RUN) -m pytest tests/faults
 
 lint: setup-dev                  ## style, format, types
 	$(VENV)/bin/ruff check .

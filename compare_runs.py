@@ -13,10 +13,10 @@ from typing import Any
 import tyro
 
 from training import history
-from training.checkpoint import create_folder
 from training.cli import parse
 from training.console import format_time
 from training.errors import RunError, UsageError, exit_codes
+from training.files import create_folder
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,8 @@ class TrainConfig:
 
     output_dir: str
     """folder for the files of the run"""
+    save_minutes: float = 10.0
+    """in the middle of an epoch, save what --resume goes on from after so many minutes; 0: only when an epoch ends"""
     save_every: int = 50
     """keep a checkpoint_epoch_N.pth after every so many epochs, and after the last"""
 
@@ -98,6 +100,7 @@ class TrainConfig:
         "label_smoothing": (0, 0.99),
         "num_workers": (0, 256),
         "seed": (0, 2**63 - 1),
+        "save_minutes": (0, 1e6),
         "save_every": (1, 10**6),
     }
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
@@ -117,6 +120,9 @@ class TrainConfig:
             )
         if self.crop_padding >= self.img_size:
             raise ValueError(f"crop_padding must be below img_size {self.img_size}, got {self.crop_padding}")
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            if 0 < getattr(self, name) < 1e-3:  # below, a Beta distribution can't be drawn from in single precision
+                raise ValueError(f"{name} must be 0 (off) or at least 0.001, got {getattr(self, name)}")
         for name in ("data_dir", "output_dir"):
             if not getattr(self, name).strip():
                 raise ValueError(f"{name} must name a folder, got {getattr(self, name)!r}")
@@ -196,6 +202,8 @@ class ViTConfig(TrainConfig):
             raise ValueError(f"patch_size {self.patch_size} does not divide img_size {self.img_size}")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"num_heads {self.num_heads} does not divide embed_dim {self.embed_dim}")
+        if self.embed_dim * self.mlp_ratio < 1:
+            raise ValueError(f"mlp_ratio {self.mlp_ratio} leaves the MLP of embed_dim {self.embed_dim} no width")
 
 
 def check_type(name: str, value: object, annotation: Any) -> None:

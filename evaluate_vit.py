@@ -24,6 +24,7 @@ from training.data import Dataset, create_eval_loader, load_dataset
 from training.device import autocast, select_device
 from training.engine import predict
 from training.errors import RunError, exit_codes
+from training.files import create_folder, first_line
 from training.image_folder import read_image
 from training.loader import normalize
 from vit import VisionTransformer
@@ -90,7 +91,7 @@ def main(config: EvaluateConfig) -> None:
         **measure(logits, labels, names),
     }
     folder = Path(config.output_dir) if config.output_dir else path.parent / "evaluation"
-    checkpoint.create_folder(folder)
+    create_folder(folder)
     history.write_json(folder / "evaluation.json", evaluation)
     draw_figures(folder, evaluation, records, dataset, logits.softmax(dim=1))
     from training.report import write_report  # reads the figures just drawn
@@ -106,7 +107,7 @@ def rebuild_model(saved: dict[str, Any], path: Path) -> nn.Module:
         model = MODELS[saved["model_name"]](**saved["model_args"])
         model.load_state_dict(saved["model"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise RunError(f"{path} holds no model that can be rebuilt: {checkpoint.first_line(error)}") from None
+        raise RunError(f"{path} holds no model that can be rebuilt: {first_line(error)}") from None
     return model.eval()
 
 

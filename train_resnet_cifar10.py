@@ -6,6 +6,7 @@
 The files of the run go to checkpoints/resnet18_cifar10; evaluate_vit.py takes its checkpoints too.
 """
 
+import sys
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -14,6 +15,7 @@ from resnet import ResNet18
 from train_vit_cifar10 import main
 from training.cli import parse_training_command
 from training.errors import exit_codes
+from training.provenance import resume_command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,6 @@ class ResNetConfig(TrainConfig):
 
 
 if __name__ == "__main__":
-    with exit_codes("Go on with the same command and --resume."):
+    with exit_codes(f"What was saved before stays. Go on with: {resume_command(sys.argv)}"):
         command = parse_training_command(ResNetConfig, __doc__ or "")
-        main(command.config, ResNet18, command.resume, command.overwrite)
+        main(command.config, ResNet18, command.resume, command.overwrite, command.extend)

@@ -8,14 +8,11 @@
 The files of the run go to checkpoints/vit_tiny_cifar10; `python evaluate_vit.py` shows what the best model does.
 """
 
-import os
-import platform
-import subprocess
+import math
 import sys
 import time
-from collections.abc import Callable
-from contextlib import closing
-from importlib.metadata import version
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,109 +27,147 @@ from training.cli import parse_training_command
 from training.data import Dataset, create_eval_loader, get_cifar10_dataloaders, load_dataset
 from training.device import compile_model, select_device, select_precision
 from training.engine import evaluate, train_one_epoch
-from training.errors import UsageError, exit_codes
+from training.errors import RunError, exit_codes
 from training.loader import ImageLoader, save_contact_sheet
 from training.mix import Mixing
 from training.optim import create_optimizer, create_scheduler
+from training.provenance import cpu_name, describe_machine, refuse_other_run, resume_command, warn_of_other_machine
+from training.run_folder import RunFolder
+from training.signals import DeferredSignals, StopRequested
 from vit import VisionTransformer
 
-# What a resumed run may do otherwise than before: none of it changes what the model is or learns from.
-FREE_ON_RESUME = (
-    *("preset", "output_dir", "data_dir", "data_url", "cache"),
-    *("num_workers", "device", "compile", "save_every"),
-)
 
-
-def main(config: TrainConfig, create_model: Callable[..., nn.Module], resume: bool, overwrite: bool) -> None:
+def main(
+    config: TrainConfig, create_model: Callable[..., nn.Module], resume: bool, overwrite: bool, extend: bool
+) -> None:
     """A run from its settings to its files. `create_model` takes the config's model_args and num_classes."""
-    folder = Path(config.output_dir)
-    if not (resume or overwrite):
-        checkpoint.refuse_used_folder(folder)
-    saved = checkpoint.load_last(folder) if resume else None
+    with RunFolder(Path(config.output_dir), console.print_warning) as folder:
+        if not (resume or overwrite):
+            folder.refuse_used()
+        saved = folder.load_last() if resume else None
+        train(config, create_model, folder, saved, overwrite, extend)
+
+
+def train(
+    config: TrainConfig, create_model: Callable[..., nn.Module], folder: RunFolder, saved: dict[str, Any] | None,
+    overwrite: bool, extend: bool,
+) -> None:  # fmt: skip
+    """Train from the beginning, or from what was saved, in a folder that no other process writes to."""
     device = select_device(config.device)
     dtype, why_dtype = select_precision(config.precision, device)
-
     dataset = load_dataset(config.dataset, config.data_dir, config.img_size, config.data_url, config.cache)
     train_loader, eval_loader = create_loaders(config, dataset, device)
     split, steps_per_epoch = eval_loader.split, len(train_loader)
+    metadata = describe_run(config, create_model, dataset, train_loader, split, dtype)
+    machine = describe_machine(device, config.compile)
+    if saved:
+        refuse_other_run(saved, metadata, extend)
+        warn_of_other_machine(saved["machine"], machine)
+        metadata["extended_from"] = saved["extended_from"] + [saved["config"]["num_epochs"]] * extend
 
     torch.manual_seed(config.seed)
-    model_args = {**config.model_args, "num_classes": len(dataset.class_names)}
-    metadata = {  # all that the evaluator needs beside the weights
-        "model_name": create_model.__name__,
-        "model_args": model_args,
-        "config": config.to_dict(),
-        "data": {
-            "class_names": dataset.class_names,
-            "num_train_images": len(train_loader.images),
-            **train_loader.stats,
-        },
-        "split": split,
-        "precision": str(dtype).removeprefix("torch."),
-    }
-    if saved:
-        refuse_other_run(saved, metadata)
-    model = create_model(**model_args).to(device)
+    model = create_model(**metadata["model_args"]).to(device)
     step_model = compile_model(model, device) if config.compile else model
     optimizer = create_optimizer(model, config.optimizer, config.learning_rate, config.weight_decay)
-    scheduler = create_scheduler(optimizer, config.warmup_epochs * steps_per_epoch, config.num_epochs * steps_per_epoch)
-    records = history.new_history(split)
+    state = checkpoint.TrainingState(model, optimizer, device, history.new_history(split))
     if saved:
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        scheduler.load_state_dict(saved["scheduler"])
-        checkpoint.set_random_state(saved["random_state"], device)
-        records = saved["history"]
-    first_epoch = len(records["epoch"])
+        state.load_state_dict(saved)
+    steps_done = state.epoch * steps_per_epoch + state.sums.step
+    scheduler = create_scheduler(
+        optimizer, config.warmup_epochs * steps_per_epoch, config.num_epochs * steps_per_epoch, steps_done
+    )
 
+    def resumable() -> dict[str, Any]:
+        return {**metadata, "machine": machine, **state.state_dict()}
+
+    def between_steps() -> None:
+        signals.check()
+        if folder.save_due(config.save_minutes):
+            folder.save({"last.pth": resumable()})
+
+    num_kept = 2 + math.ceil(config.num_epochs / config.save_every)  # best, final and those between
+    folder.require_space(model, 2 if config.optimizer == "adamw" else 1, num_kept, resumed=bool(saved))
     if overwrite:
-        checkpoint.move_aside(folder)
-    checkpoint.create_folder(folder)
-    if not saved:
-        history.write_json(folder / "config.json", {**metadata, **describe_machine(device)})
-    save_contact_sheet(train_loader, folder / "augmented_images.png")
-    flops = count_flops(create_model, model_args, config.img_size)
-    print_ready(metadata, model, flops, why_dtype, device, train_loader, eval_loader)
+        folder.move_aside()
+    if not saved or extend:
+        checkpoint.save(folder.path / "last.pth", resumable())  # a disk that takes none of it is better known now
+    if not saved or extend or not (folder.path / "config.json").exists():
+        history.write_json(folder.path / "config.json", {**metadata, **machine})
+    history.write_json(folder.path / "training_history.json", state.history)  # it may be behind, or damaged
+    save_contact_sheet(train_loader, folder.path / "augmented_images.png")
+    print_ready(metadata, model, count_flops(create_model, metadata), why_dtype, device, train_loader, eval_loader)
+    if saved:
+        print(f"Resumed   after {state.epoch} epochs and {state.sums.step} steps of the next", flush=True)
 
-    for epoch in range(first_epoch, config.num_epochs):
-        start = time.perf_counter()
-        console.print_epoch_header(epoch + 1, config.num_epochs)
-        train_loader.set_epoch(epoch)
-        epochs_to_estimate = config.num_epochs - epoch if epoch == first_epoch else 0
-        with closing(console.TrainProgress(steps_per_epoch, len(train_loader.images), epochs_to_estimate)) as progress:
-            metrics = train_one_epoch(
-                step_model, train_loader, optimizer, scheduler, dtype, progress,
-                clip_grad_norm=config.clip_grad_norm, label_smoothing=config.label_smoothing,
-            )  # fmt: skip
-        metrics |= evaluate(model, eval_loader, dtype)
-        metrics |= {"epoch": epoch + 1, "epoch_time": time.perf_counter() - start}
-        new_best = metrics[f"{split}_acc"] > max(records[f"{split}_acc"], default=-1.0)
-        history.append(records, metrics)
+    first_epoch, complete = state.epoch, True
+    with saving_when_stopped(folder, resumable) as signals:
+        for epoch in range(first_epoch, config.num_epochs):
+            console.print_epoch_header(epoch + 1, config.num_epochs)
+            train_loader.set_epoch(epoch, state.sums.step)
+            with closing(console.TrainProgress(
+                steps_per_epoch, len(train_loader.images), state.sums.step,
+                epochs_left=config.num_epochs - epoch if epoch == first_epoch else 0,
+            )) as progress:  # fmt: skip
+                train_one_epoch(
+                    step_model, train_loader, optimizer, scheduler, dtype, state.sums, progress,
+                    clip_grad_norm=config.clip_grad_norm, label_smoothing=config.label_smoothing,
+                    between_steps=between_steps,
+                )  # fmt: skip
+            start = time.perf_counter()
+            figures = state.sums.figures() | evaluate(model, eval_loader, dtype, signals.check)
+            figures |= {"epoch": epoch + 1, "epoch_time": state.sums.seconds + time.perf_counter() - start}
+            new_best = figures[f"{split}_acc"] > max(state.history[f"{split}_acc"], default=-1.0)
+            state.finish_epoch(figures)
+            files = weights_due(config, metadata, state, new_best)
+            complete = folder.save({**files, "last.pth": resumable()})
+            with folder.going_on():
+                history.write_json(folder.path / "training_history.json", state.history)
+                draw_curves(state.history, folder.path)
+            console.print_summary(figures, split, new_best)
 
-        weights = {**metadata, "epoch": epoch + 1, "model": model.state_dict(), "history": records}
-        last_epoch = epoch + 1 == config.num_epochs
-        kept = {
-            "best_model.pth": new_best,
-            f"checkpoint_epoch_{epoch + 1}.pth": last_epoch or (epoch + 1) % config.save_every == 0,
-            "final_model.pth": last_epoch,
-        }
-        for name in (name for name, due in kept.items() if due):
-            checkpoint.save(folder / name, {**weights, "chosen_on": split if name == "best_model.pth" else None})
-        checkpoint.save_last(folder, weights, optimizer, scheduler, device)
-        history.write_json(folder / "training_history.json", records)
-        draw_curves(records, folder)
-        console.print_summary(metrics, split, new_best)
-
+    if not complete:
+        raise RunError(f"not all of the run could be saved in {folder.path}: make room, then the same with --resume")
     if first_epoch == config.num_epochs:
         print(f"\nThis run has all its {config.num_epochs} epochs already.")
-        history.write_json(folder / "training_history.json", records)  # it may have been stopped just before this
-        draw_curves(records, folder)
-    print_best(records, folder)
+        draw_curves(state.history, folder.path)
+    print_best(state.history, folder.path)
     if split == "val":  # only now, and once: no choice was made on these images
-        model.load_state_dict(checkpoint.load(folder / "best_model.pth")["model"])
-        test = evaluate(model, create_eval_loader(dataset, "test", train_loader.stats, device), dtype)
-        history.write_json(folder / "test_result.json", test)
-        print(f"Test Loss of that model: {test['test_loss']:.4f} | Test Acc: {test['test_acc']:.2f}%")
+        test_loader = create_eval_loader(dataset, "test", train_loader.stats, device)
+        test_best_model(model, test_loader, dtype, folder.path)
+
+
+def weights_due(
+    config: TrainConfig, metadata: dict[str, Any], state: checkpoint.TrainingState, new_best: bool
+) -> dict[str, dict[str, Any]]:
+    """The files of weights that the end of this epoch calls for, by their names."""
+    last_epoch = state.epoch == config.num_epochs
+    due = {
+        "best_model.pth": new_best,
+        f"checkpoint_epoch_{state.epoch}.pth": last_epoch or state.epoch % config.save_every == 0,
+        "final_model.pth": last_epoch,
+    }
+    weights = {**metadata, "epoch": state.epoch, "model": state.model.state_dict(), "history": state.history}
+    chosen_on = {"best_model.pth": metadata["split"]}
+    return {name: {**weights, "chosen_on": chosen_on.get(name)} for name in due if due[name]}
+
+
+def test_best_model(model: nn.Module, test_loader: ImageLoader, dtype: torch.dtype, folder: Path) -> None:
+    """Say and write down what the best model, chosen on other images, does on the test images."""
+    model.load_state_dict(checkpoint.load(folder / "best_model.pth")["model"])
+    test = evaluate(model, test_loader, dtype)
+    history.write_json(folder / "test_result.json", test)
+    print(f"Test Loss of that model: {test['test_loss']:.4f} | Test Acc: {test['test_acc']:.2f}%")
+
+
+@contextmanager
+def saving_when_stopped(folder: RunFolder, resumable: Callable[[], dict[str, Any]]) -> Iterator[DeferredSignals]:
+    """Inside it, Ctrl-C and SIGTERM wait for the check between two steps; then the run is saved, and ends."""
+    with DeferredSignals() as signals:
+        try:
+            yield signals
+        except StopRequested as request:
+            where = f"saved in {folder.path}" if folder.save({"last.pth": resumable()}) else "this could not be saved"
+            raise request.as_exit(f"{where}. Go on with: {resume_command(sys.argv)}") from None
 
 
 def create_loaders(config: TrainConfig, dataset: Dataset, device: torch.device) -> tuple[ImageLoader, ImageLoader]:
@@ -158,52 +193,31 @@ def create_loaders(config: TrainConfig, dataset: Dataset, device: torch.device) 
     )
 
 
-def refuse_other_run(saved: dict[str, Any], metadata: dict[str, Any]) -> None:
-    """UsageError that lists in what a resumed run would differ from the one it goes on with."""
-    other = [
-        f"{name} was {saved['config'].get(name)}, is {value}"
-        for name, value in metadata["config"].items()
-        if name not in FREE_ON_RESUME and saved["config"].get(name) != value
-    ]
-    if not other:
-        names = ("model_name", "model_args", "data", "split", "precision")
-        other = [f"{name} is not what it was" for name in names if saved[name] != metadata[name]]
-    if other:
-        raise UsageError(f"--resume goes on with what the run began with: {'; '.join(other)}")
-
-
-def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Where, with what and how a run was made: versions, threads, git revision, command line."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        revision = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        revision = None
-    versions = {name: version(name) for name in ("torchvision", "numpy", "scikit-learn")}
+def describe_run(
+    config: TrainConfig, create_model: Callable[..., nn.Module], dataset: Dataset, train_loader: ImageLoader,
+    split: str, dtype: torch.dtype,
+) -> dict[str, Any]:  # fmt: skip
+    """All that the evaluator needs beside the weights, in plain values."""
     return {
-        "command": [Path(sys.executable).name, *sys.argv],
-        "git_revision": revision,
-        "versions": {"python": platform.python_version(), "torch": str(torch.__version__), **versions},
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "cpu": cpu_name(),
-        "num_cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        "model_name": create_model.__name__,
+        "model_args": {**config.model_args, "num_classes": len(dataset.class_names)},
+        "config": config.to_dict(),
+        "extended_from": [],  # numbers of epochs that the schedule had before --extend
+        "data": {
+            "class_names": dataset.class_names,
+            "num_train_images": len(train_loader.images),
+            **train_loader.stats,
+        },
+        "split": split,
+        "precision": str(dtype).removeprefix("torch."),
     }
 
 
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def count_flops(create_model: Callable[..., nn.Module], model_args: dict[str, Any], img_size: int) -> int:
+def count_flops(create_model: Callable[..., nn.Module], metadata: dict[str, Any]) -> int:
     """Floating-point operations of one image's forward and backward pass, counted by torch without computing them."""
+    img_size = metadata["config"]["img_size"]
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        create_model(**model_args).eval()(torch.empty(1, 3, img_size, img_size)).sum().backward()
+        create_model(**metadata["model_args"]).eval()(torch.empty(1, 3, img_size, img_size)).sum().backward()
     return counter.get_total_flops()
 
 
@@ -244,6 +258,6 @@ def draw_curves(records: history.History, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    with exit_codes("Go on with the same command and --resume."):
+    with exit_codes(f"What was saved before stays. Go on with: {resume_command(sys.argv)}"):
         command = parse_training_command(ViTConfig, __doc__ or "")
-        main(command.config, VisionTransformer, command.resume, command.overwrite)
+        main(command.config, VisionTransformer, command.resume, command.overwrite, command.extend)

@@ -1,6 +1,7 @@
 """A checkpoint is whole or not there; what is damaged or foreign is refused in one line, and nothing in it runs."""
 
-import errno
+import copy
+import hashlib
 import os
 import pickle
 import resource
@@ -9,8 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import checkpoint
+from training import checkpoint, history
+from training.console import TrainProgress
+from training.engine import train_one_epoch
 from training.errors import RunError
+from training.files import DiskError
+from training.loader import ImageLoader
+from training.optim import create_optimizer, create_scheduler
+from vit import VisionTransformer
 
 CONTENT = {
     "epoch": 3,
@@ -29,11 +36,6 @@ class RunsCode:
 
     def __reduce__(self):
         return os.system, (f"touch '{self.file}'",)
-
-
-def flip_a_bit(data: bytes) -> bytes:
-    middle = len(data) // 2  # among the weights
-    return data[:middle] + bytes([data[middle] ^ 0x40]) + data[middle + 1 :]
 
 
 def assert_refused(path: Path) -> None:
@@ -62,35 +64,18 @@ def test_plain_torch_loads_a_checkpoint_without_trusting_it(tmp_path):
 def test_the_previous_file_is_kept_and_the_one_before_is_not(tmp_path):
     last, previous = tmp_path / "last.pth", tmp_path / "last.prev.pth"
     for epoch in (1, 2, 3):
-        checkpoint.save(last, {"epoch": epoch}, previous)
+        checkpoint.save(last, CONTENT | {"epoch": epoch}, previous)
     assert [checkpoint.load(path)["epoch"] for path in (last, previous)] == [3, 2]
     assert len(os.listdir(tmp_path)) == 2
 
 
-@pytest.mark.parametrize(
-    ("error", "raised"),
-    [(OSError(errno.ENOSPC, "No space left on device"), RunError), (KeyboardInterrupt(), KeyboardInterrupt)],
-)
-def test_a_write_that_fails_halfway_leaves_the_old_file_and_no_other(tmp_path, error, raised):
-    def write(file):
-        file.write(b"half of the n")
-        raise error
-
-    path, previous = tmp_path / "last.pth", tmp_path / "last.prev.pth"
-    path.write_bytes(b"the old one")
-    with pytest.raises(raised):
-        checkpoint.write_atomically(path, write, previous)
-    assert path.read_bytes() == b"the old one"
-    assert os.listdir(tmp_path) == ["last.pth"]
-
-
 def test_a_disk_that_takes_no_more_is_one_line_and_the_old_checkpoint_stays(tmp_path):
     path = tmp_path / "last.pth"
-    checkpoint.save(path, {"epoch": 1})
+    checkpoint.save(path, {"epoch": 1, "model": {}})
     before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # bytes a file may have; CONTENT has 20,000
     try:
-        with pytest.raises(RunError, match=r"can't write .*last\.pth"):
+        with pytest.raises(DiskError, match=r"can't write .*last\.pth"):
             checkpoint.save(path, CONTENT, tmp_path / "last.prev.pth")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -98,20 +83,49 @@ def test_a_disk_that_takes_no_more_is_one_line_and_the_old_checkpoint_stays(tmp_
         assert os.listdir(tmp_path) == ["last.pth"]
 
 
-@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
-def test_a_truncated_checkpoint_is_refused(tmp_path, share):
+def sealed_by_hand(data: bytes) -> bytes:
+    """The format as the module's docstring has it."""
+    return data + b"\nsha256 " + hashlib.sha256(data).hexdigest().encode()
+
+
+def test_the_seal_is_a_line_with_the_digest_of_all_before_it(tmp_path):
     path = tmp_path / "a.pth"
     checkpoint.save(path, CONTENT)
     data = path.read_bytes()
-    path.write_bytes(data[: int(share * len(data))])
-    assert_refused(path)
+    assert data == sealed_by_hand(data[:-72])
+    assert len(data) > 20_000
 
 
-def test_a_checkpoint_with_a_flipped_bit_is_refused(tmp_path):
+@pytest.mark.parametrize("damage", ["truncated", "flipped"])
+def test_a_checkpoint_that_lacks_an_end_or_has_another_bit_anywhere_is_refused(tmp_path, damage):
+    path = tmp_path / "a.pth"
+    checkpoint.save(path, {"model": {"weight": torch.ones(2)}})
+    data = path.read_bytes()
+    assert checkpoint.load(path)["model"]["weight"].tolist() == [1, 1]
+    for place, byte in enumerate(data):
+        flipped = data[:place] + bytes([byte ^ 1 << place % 8]) + data[place + 1 :]
+        path.write_bytes(data[:place] if damage == "truncated" else flipped)
+        assert_refused(path)
+
+
+@pytest.mark.parametrize("more", [b"\0", b"\n", bytes(100), b"\nsha256 " + 64 * b"0"])
+def test_a_checkpoint_with_something_behind_it_is_refused(tmp_path, more):
     path = tmp_path / "a.pth"
     checkpoint.save(path, CONTENT)
-    path.write_bytes(flip_a_bit(path.read_bytes()))
+    path.write_bytes(path.read_bytes() + more)
     assert_refused(path)
+
+
+def test_weights_that_are_not_finite_are_not_saved_and_the_old_file_stays(tmp_path):
+    path, previous = tmp_path / "last.pth", tmp_path / "last.prev.pth"
+    checkpoint.save(path, CONTENT)
+    before = path.read_bytes()
+    for value in (torch.nan, torch.inf, -torch.inf):
+        with pytest.raises(RunError, match="half is not finite") as caught:
+            checkpoint.save(path, {"model": CONTENT["model"] | {"half": torch.tensor([1.0, value])}}, previous)
+        assert not isinstance(caught.value, DiskError)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["last.pth"]
 
 
 @pytest.mark.parametrize("data", [b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b'{"epoch": [1]}', b"a note, not a checkpoint"])
@@ -121,10 +135,22 @@ def test_a_file_of_another_kind_is_refused(tmp_path, data):
     assert_refused(path)
 
 
-@pytest.mark.parametrize("content", [{"epoch": 1}, {"format_version": 0}, {"format_version": 2}, [1, 2], torch.ones(2)])
+@pytest.mark.parametrize(
+    "content", [{"epoch": 1}, {"format_version": 1}, {"format_version": "2"}, [1, 2], torch.ones(2)]
+)
 def test_another_format_version_or_none_is_refused(tmp_path, content):
-    torch.save(content, tmp_path / "a.pth")
-    assert_refused(tmp_path / "a.pth")
+    path = tmp_path / "a.pth"
+    checkpoint.write_sealed(path, content)
+    checkpoint.read_sealed(path)  # the file is whole
+    assert_refused(path)
+
+
+def test_a_checkpoint_without_its_seal_is_refused(tmp_path):
+    path = tmp_path / "a.pth"
+    checkpoint.save(path, CONTENT)
+    path.write_bytes(path.read_bytes()[:-72])
+    torch.load(path, weights_only=True)  # for torch, it is whole
+    assert_refused(path)
 
 
 def test_a_missing_checkpoint_and_a_folder_are_refused(tmp_path):
@@ -132,11 +158,14 @@ def test_a_missing_checkpoint_and_a_folder_are_refused(tmp_path):
     assert_refused(tmp_path)
 
 
+@pytest.mark.parametrize("sealed", [True, False])
 @pytest.mark.parametrize("dump", [lambda content, file: pickle.dump(content, file, protocol=2), torch.save])
-def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(tmp_path, dump):
+def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(tmp_path, dump, sealed):
     path, trace = tmp_path / "a.pth", tmp_path / "trace"
     with open(path, "wb") as file:
         dump({"format_version": checkpoint.FORMAT_VERSION, "epoch": 1, "model": RunsCode(trace)}, file)
+    if sealed:
+        path.write_bytes(sealed_by_hand(path.read_bytes()))
     assert_refused(path)
     assert not trace.exists()
     if dump is torch.save:  # the trap itself works
@@ -166,7 +195,6 @@ def test_resuming_falls_back_to_the_previous_checkpoint_with_a_warning(tmp_path,
         os.truncate(last, int(share * last.stat().st_size))
     assert epoch_to_resume() == 1
     assert len(warnings) == 1
-    assert warnings[0].startswith("WARNING: ")
     assert str(last) in warnings[0]
     assert "last.prev.pth, epoch 1" in warnings[0]
 
@@ -182,9 +210,91 @@ def test_the_random_state_comes_back_through_a_file(tmp_path):
     device = torch.device("cpu")
     torch.manual_seed(1)
     torch.randn(3)  # in the middle of a stream
-    checkpoint.save(tmp_path / "a.pth", {"random_state": checkpoint.get_random_state(device)})
+    checkpoint.save(tmp_path / "a.pth", {"model": {}, "random_state": checkpoint.get_random_state(device)})
     expected = torch.randn(100), torch.randperm(50)
     torch.manual_seed(2)
     checkpoint.set_random_state(checkpoint.load(tmp_path / "a.pth")["random_state"], device)
     assert torch.equal(torch.randn(100), expected[0])
     assert torch.equal(torch.randperm(50), expected[1])
+
+
+def test_in_a_folder_without_a_run_there_is_nothing_to_resume(tmp_path):
+    with pytest.raises(RunError, match="holds no run"):
+        checkpoint.load_last(tmp_path, pytest.fail)
+
+
+STEPS_PER_EPOCH = 5
+
+
+def new_state(seed: int, optimizer: str) -> checkpoint.TrainingState:
+    torch.manual_seed(seed)
+    model = VisionTransformer(img_size=8, embed_dim=24, depth=1, dropout=0.3)
+    return checkpoint.TrainingState(
+        model, create_optimizer(model, optimizer, 0.01, 0.05), torch.device("cpu"), history.new_history("test")
+    )
+
+
+def train(state: checkpoint.TrainingState, num_epochs: int, between_steps) -> None:
+    """Epochs on random images, from where the state is; the schedule is that of two epochs."""
+    images = torch.randint(0, 256, (18, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    mean, std = [0.5] * 3, [0.25] * 3
+    loader = ImageLoader(images, torch.arange(18) % 10, mean, std, batch_size=4, shuffle_seed=0, split="train")
+    assert len(loader) == STEPS_PER_EPOCH
+    steps_done = state.epoch * STEPS_PER_EPOCH + state.sums.step
+    scheduler = create_scheduler(state.optimizer, 2, 2 * STEPS_PER_EPOCH, steps_done)
+    for epoch in range(state.epoch, num_epochs):
+        loader.set_epoch(epoch, state.sums.step)
+        train_one_epoch(
+            state.model, loader, state.optimizer, scheduler, torch.float32, state.sums, TrainProgress(5, 18),
+            between_steps=between_steps,
+        )  # fmt: skip
+        state.finish_epoch(
+            state.sums.figures() | {"epoch": epoch, "epoch_time": 1.0, "test_loss": 1.0, "test_acc": 1.0}
+        )
+
+
+def bits_of(state: checkpoint.TrainingState) -> dict:
+    saved = copy.deepcopy(state.state_dict())
+    for figures in (saved["epoch_sums"], saved["history"]):
+        for name in {"seconds", "images_per_second"} & figures.keys():
+            del figures[name]
+    return saved
+
+
+class Stop(Exception):
+    """The run is stopped here."""
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_state_saved_between_any_two_steps_goes_on_to_the_same_bits(tmp_path, optimizer):
+    path, unstopped = tmp_path / "last.pth", new_state(1, optimizer)
+    states = [bits_of(unstopped)]
+    train(unstopped, 2, lambda: states.append(bits_of(unstopped)))
+    states.append(bits_of(unstopped))
+    assert len(states) == 12
+    for stop_at in range(1, 11):
+        stopped = new_state(1, optimizer)
+
+        def stop(stopped=stopped, stop_at=stop_at):
+            if stopped.epoch * STEPS_PER_EPOCH + stopped.sums.step == stop_at:
+                checkpoint.save(path, stopped.state_dict())
+                raise Stop
+
+        with pytest.raises(Stop):
+            train(stopped, 2, stop)
+        resumed = new_state(2, optimizer)  # of other weights and another random state
+        resumed.load_state_dict(checkpoint.load(path))
+        torch.testing.assert_close(bits_of(resumed), states[stop_at], rtol=0, atol=0)
+        assert (resumed.epoch, resumed.sums.step) == ((stop_at - 1) // 5, (stop_at - 1) % 5 + 1)
+        train(resumed, 2, lambda: None)
+        torch.testing.assert_close(bits_of(resumed), states[-1], rtol=0, atol=0)
+
+
+def test_what_a_state_holds_is_named_in_the_file_and_an_epochs_end_begins_the_next():
+    state = new_state(1, "adamw")
+    train(state, 1, lambda: None)
+    saved = state.state_dict()
+    assert saved.keys() == {"epoch", "epoch_sums", "history", "model", "optimizer", "random_states"}
+    assert saved["epoch"] == state.epoch == 1
+    assert set(saved["epoch_sums"].values()) == {0}
+    assert saved["history"]["lr"] == pytest.approx([0.01 * 0.8535534])  # a quarter down the cosine

@@ -19,8 +19,8 @@ OTHER_VALUES = {  # no default among them; together they are a valid config
     "horizontal_flip": False, "auto_augment": False, "augment_policy": "svhn", "randaugment_magnitude": 5,
     "random_erasing": 0.25, "mixup_alpha": 0.75, "cutmix_alpha": 1.0, "mix_probability": 0.5, "label_smoothing": 0.1,
     "num_workers": 2, "seed": 0, "device": "cpu", "precision": "bf16", "compile": True, "output_dir": "somewhere",
-    "save_every": 5, "preset": "small", "patch_size": 3, "embed_dim": 64, "depth": 5, "num_heads": 4, "mlp_ratio": 2.5,
-    "dropout": 0.0,
+    "save_minutes": 2.5, "save_every": 5, "preset": "small", "patch_size": 3, "embed_dim": 64, "depth": 5,
+    "num_heads": 4, "mlp_ratio": 2.5, "dropout": 0.0,
 }  # fmt: skip
 
 
@@ -44,6 +44,7 @@ def test_without_flags_there_are_the_defaults_and_a_new_run():
     assert command.config == ViTConfig()
     assert not command.resume
     assert not command.overwrite
+    assert not command.extend
 
 
 def test_a_preset_beats_the_default():
@@ -65,9 +66,12 @@ def test_a_switch_of_the_preset_can_be_switched_back():
     assert (config.auto_augment, config.horizontal_flip) == (True, False)
 
 
-def test_resume_and_overwrite_are_read():
+def test_resume_overwrite_and_extend_are_read():
     assert parse("--resume").resume
     assert parse("--overwrite", "--preset", "quick").overwrite
+    longer = parse("--resume", "--extend", "--num-epochs", "150")
+    assert longer.resume
+    assert longer.extend
 
 
 @pytest.mark.parametrize(
@@ -91,6 +95,8 @@ def test_resume_and_overwrite_are_read():
         ("--preset quick stray", "stray"),
         ("--auto-augment yes", "yes"),
         ("--resume --overwrite", "--overwrite"),
+        ("--extend", "--resume"),
+        ("--extend --overwrite", "--resume"),
         ("--no-resume", "--no-resume"),
         ("--patch-size 5", "patch_size"),
         ("--num-heads 7", "num_heads"),

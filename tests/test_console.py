@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from training.console import TrainProgress, format_time
+from training.console import TrainProgress, format_time, print_warning
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,43 @@ def test_without_a_terminal_every_hundredth_batch_has_its_line_and_the_first_one
     estimate, *lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"  \d+ images/s: about .* for the training steps of 3 epochs", estimate)
     assert lines == [f"  Batch [{n}/250] | Loss: 2.1234 | Acc: 25.34% | LR: 0.000100" for n in (100, 200)]
+
+
+def test_progress_that_begins_amid_an_epoch_counts_its_batches_and_times_its_own(capsys):
+    progress = TrainProgress(num_batches=250, num_images=16_000, batches_done=90, epochs_left=1)
+    for batch in range(91, 111):
+        assert "images/s" not in capsys.readouterr().out
+        progress.update(batch, 64, loss=2.12344, acc=25.338, lr=0.0001)
+        if batch == 100:
+            assert capsys.readouterr().out == "  Batch [100/250] | Loss: 2.1234 | Acc: 25.34% | LR: 0.000100\n"
+    progress.close()
+    assert re.fullmatch(r"  \d+ images/s: about .* for the training steps of 1 epoch\n", capsys.readouterr().out)
+
+
+def test_the_estimate_is_the_time_of_the_images_left(monkeypatch, capsys):
+    now = 100.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    progress = TrainProgress(num_batches=200, num_images=12_800, epochs_left=2)
+    for batch in range(1, 21):
+        now += 60 if batch <= 2 else 0.5  # the first two set things up
+        progress.update(batch, 64, loss=2.0, acc=25.0, lr=0.0001)
+    assert capsys.readouterr().out == "  128 images/s: about 3 min 20 s for the training steps of 2 epochs\n"
+
+
+def test_a_bar_that_begins_amid_an_epoch_begins_there(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "120")
+    progress = TrainProgress(num_batches=200, num_images=12_800, batches_done=100)
+    for batch in range(101, 151):
+        progress.update(batch, 64, loss=2.0, acc=25.0, lr=0.0001)
+    progress.bar.refresh()
+    progress.close()
+    assert "9600/12800" in capsys.readouterr().out
+
+
+def test_a_warning_is_a_loud_line_on_stderr(capsys):
+    print_warning("the disk is full")
+    assert capsys.readouterr() == ("", "WARNING: the disk is full\n")
 
 
 def test_a_terminal_shows_a_bar_with_images_per_second_and_time_left(monkeypatch, capsys):

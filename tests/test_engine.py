@@ -1,7 +1,10 @@
 """An epoch takes the steps that plain torch would take, and reports what scikit-learn would; what explodes stops."""
 
 import copy
+import itertools
+import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from training.console import TrainProgress
 from training.data import channel_stats, load_dataset
-from training.engine import evaluate, predict, train_one_epoch
+from training.engine import EpochSums, evaluate, predict, train_one_epoch
 from training.errors import RunError
 from training.loader import ImageLoader
 from training.mix import Mixing
@@ -37,8 +40,9 @@ def digits_loader(num_images: int, batch_size: int, split: str = "train", **argu
 
 def run_epoch(model: nn.Module, loader: ImageLoader, optimizer, scheduler=None, **arguments):
     scheduler = scheduler or LambdaLR(optimizer, lambda step: 1.0)
-    progress = TrainProgress(len(loader), len(loader.images))
-    return train_one_epoch(model, loader, optimizer, scheduler, torch.float32, progress, **arguments)
+    progress, sums = TrainProgress(len(loader), len(loader.images)), EpochSums()
+    train_one_epoch(model, loader, optimizer, scheduler, torch.float32, sums, progress, **arguments)
+    return sums.figures()
 
 
 def by_hand(loader: ImageLoader) -> tuple[torch.Tensor, torch.Tensor]:
@@ -153,6 +157,111 @@ def test_a_loss_that_is_not_finite_raises_and_leaves_the_weights_as_they_were():
     ):
         run_epoch(model, loader, create_optimizer(model, "adamw", learning_rate=1.0, weight_decay=0.5))
     assert torch.equal(flat(model), before)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("clip_grad_norm", [0.0, 1.0])
+def test_a_gradient_that_is_not_finite_stops_before_its_step_though_the_loss_is_finite(value, clip_grad_norm):
+    model, loader = tiny_vit(), digits_loader(96, batch_size=32)
+    loader.set_epoch(4)
+    optimizer = create_optimizer(model, "adamw", learning_rate=0.01, weight_decay=0.5)
+    scheduler, sums, seen = create_scheduler(optimizer, 0, 10), EpochSums(), []
+    model.cls_token.register_hook(lambda gradient: torch.full_like(gradient, value) if seen else gradient)
+    with pytest.raises(
+        RunError,
+        match=rf"the gradient's norm became {abs(value)} in batch 2 of epoch 5; .* Start anew with a lower --learning",
+    ):
+        train_one_epoch(
+            model, loader, optimizer, scheduler, torch.float32, sums, TrainProgress(3, 96),
+            clip_grad_norm=clip_grad_norm, between_steps=lambda: seen.append(copy.deepcopy((flat(model), sums))),
+        )  # fmt: skip
+    [(weights, sums_after_step_1)] = seen
+    assert torch.equal(flat(model), weights)
+    assert sums == sums_after_step_1
+    assert sums.step == scheduler.last_epoch == 1
+    assert {int(state["step"]) for state in optimizer.state.values()} == {1}
+
+
+def test_between_two_steps_all_that_changes_has_changed_as_often():
+    model, loader = tiny_vit(dropout=0.1), digits_loader(250, batch_size=64, shuffle_seed=0)  # the last batch is of 58
+    optimizer = create_optimizer(model, "adamw", learning_rate=0.01, weight_decay=0.05)
+    scheduler, sums, seen, weights = create_scheduler(optimizer, 2, 4), EpochSums(), [], [flat(model)]
+
+    def look() -> None:
+        steps = {int(state["step"]) for state in optimizer.state.values()}
+        seen.append((sums.step, scheduler.last_epoch, steps, sums.num_images, sums.lr))
+        weights.append(flat(model))
+        figures = sums.figures()
+        assert figures["train_loss"] * sums.num_images == pytest.approx(sums.loss)
+        assert all(map(math.isfinite, figures.values()))
+        assert sums.seconds > 0
+        assert model.training
+
+    train_one_epoch(
+        model, loader, optimizer, scheduler, torch.float32, sums, TrainProgress(4, 250), between_steps=look
+    )  # fmt: skip
+    assert seen == [
+        (1, 1, {1}, 64, pytest.approx(0.005)),
+        (2, 2, {2}, 128, pytest.approx(0.01)),
+        (3, 3, {3}, 192, pytest.approx(0.01)),
+        (4, 4, {4}, 250, pytest.approx(0.005)),
+    ]
+    assert all(not torch.equal(before, after) for before, after in itertools.pairwise(weights))
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 4])
+def test_an_epoch_taken_up_in_its_middle_takes_the_steps_that_are_left_and_comes_to_the_same_figures(stop_at):
+    class Stop(Exception):
+        pass
+
+    def train(loader: ImageLoader, sums: EpochSums, between_steps) -> None:
+        train_one_epoch(
+            model, loader, optimizer, scheduler, torch.float32, sums, TrainProgress(4, 250), label_smoothing=0.1,
+            between_steps=between_steps,
+        )  # fmt: skip
+
+    def stop() -> None:
+        if sums.step == stop_at:
+            raise Stop
+
+    results = []
+    for stops in (False, True):
+        model = tiny_vit(dropout=0.1)
+        optimizer = create_optimizer(model, "adamw", learning_rate=0.01, weight_decay=0.05)
+        scheduler, sums, calls = create_scheduler(optimizer, 2, 4), EpochSums(), []
+        loader = digits_loader(250, batch_size=64, shuffle_seed=0, mixing=Mixing(10, mixup_alpha=1.0, probability=0.5))
+        if stops:
+            with pytest.raises(Stop):
+                train(loader, sums, stop)
+            assert sums.step == stop_at
+            loader.set_epoch(0, sums.step)
+            sums = EpochSums(**json.loads(json.dumps(asdict(sums))))  # plain values, and all of them
+        seconds = sums.seconds
+        train(loader, sums, lambda calls=calls, sums=sums: calls.append(sums.step))
+        assert calls == [*range(stop_at + 1 if stops else 1, 5)]
+        assert sums.num_images == 250
+        assert sums.seconds > seconds or stop_at == 4
+        results.append((flat(model), sums.figures()))
+    (weights, figures), (resumed_weights, resumed_figures) = results
+    assert torch.equal(resumed_weights, weights)
+    del figures["images_per_second"], resumed_figures["images_per_second"]
+    assert resumed_figures == figures
+
+
+def test_an_evaluation_can_be_stopped_between_two_batches():
+    class Stop(Exception):
+        pass
+
+    def stop() -> None:
+        batches.append(1)
+        if len(batches) == 3:
+            raise Stop
+
+    batches, loader = [], digits_loader(250, batch_size=64, split="test")
+    with pytest.raises(Stop):
+        evaluate(tiny_vit(), loader, torch.float32, stop)
+    evaluate(tiny_vit(), loader, torch.float32, lambda: batches.append(1))
+    assert len(batches) == 3 + 4
 
 
 def test_evaluation_of_a_model_that_has_exploded_raises():

@@ -38,6 +38,35 @@ def test_scheduler_sets_the_learning_rate_of_each_step_in_every_group(steps, fac
         scheduler.step()
 
 
+def learning_rates(optimizer: torch.optim.Optimizer, scheduler, num_steps: int) -> list[list[float]]:
+    """Of each group in each of the coming steps."""
+    rates = []
+    for _ in range(num_steps):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize("longer", [0, 7], ids=["the same", "extended"])
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("warmup_steps", [0, 3])
+def test_a_schedule_taken_up_at_any_step_goes_on_as_one_of_its_length_that_was_never_left(name, longer, warmup_steps):
+    def new_optimizer() -> torch.optim.Optimizer:
+        return create_optimizer(nn.Linear(2, 2), name, learning_rate=0.3, weight_decay=0.1)
+
+    total = 9 + longer
+    uninterrupted = new_optimizer()
+    expected = learning_rates(uninterrupted, create_scheduler(uninterrupted, warmup_steps, total), total)
+    assert len({rate for rate, _ in expected}) > 5
+    for steps_done in range(10):
+        stopped, resumed = new_optimizer(), new_optimizer()
+        learning_rates(stopped, create_scheduler(stopped, warmup_steps, 9), steps_done)
+        resumed.load_state_dict(stopped.state_dict())
+        scheduler = create_scheduler(resumed, warmup_steps, total, steps_done)
+        assert learning_rates(resumed, scheduler, total - steps_done) == expected[steps_done:]
+
+
 @pytest.mark.parametrize("create_model", MODELS, ids=["vit", "resnet"])
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_every_parameter_is_in_one_group_and_decays_only_as_weight_of_a_linear_or_conv_layer(create_model, name):

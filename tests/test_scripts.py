@@ -10,6 +10,7 @@ import math
 import os
 import re
 import runpy
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +32,8 @@ from torch import Tensor
 from config_vit_cifar10 import ViTConfig
 from training import console, engine, errors, history
 from training.data import load_dataset
+from training.loader import ImageLoader
+from training.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 TINY = [
@@ -113,7 +117,7 @@ def assert_same_bits(one: Path, other: Path) -> None:
     for name in ("final_model.pth", "best_model.pth", "checkpoint_epoch_2.pth", "last.pth", "last.prev.pth"):
         one_saved, other_saved = load(one / name), load(other / name)
         assert one_saved["epoch"] == other_saved["epoch"], name
-        for key in {"model", "optimizer", "scheduler", "random_state"} & one_saved.keys():
+        for key in {"model", "optimizer", "random_states"} & one_saved.keys():
             torch.testing.assert_close(one_saved[key], other_saved[key], rtol=0, atol=0, msg=f"{key} in {name}")
 
 
@@ -302,57 +306,191 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(trained, run,
         assert_same_bits(trained[0], tmp_path / "other")
 
 
-def stop_after_batches(monkeypatch, num_batches: int, number: signal.Signals) -> None:
+def send(numbers: tuple[signal.Signals, ...]) -> None:
+    for number in numbers:
+        os.kill(os.getpid(), number)
+
+
+def stop_after_batches(monkeypatch, num_batches: int, *numbers: signal.Signals) -> None:
     update, batches = console.TrainProgress.update, []
 
     def update_or_stop(*args):
         batches.append(args)
         if len(batches) == num_batches:
-            os.kill(os.getpid(), number)
+            send(numbers)
         update(*args)
 
     monkeypatch.setattr(console.TrainProgress, "update", update_or_stop)
 
 
-def stop_before_writing_the_history(monkeypatch, epoch: int, number: signal.Signals) -> None:
+def stop_in_evaluation(monkeypatch, epoch: int, *numbers: signal.Signals) -> None:
+    iterate, batches = ImageLoader.__iter__, []
+
+    def iterate_and_stop(loader):
+        for batch in iterate(loader):
+            if loader.split != "train":
+                batches.append(1)
+                if len(batches) == 3 * epoch - 1:  # the second of the three that an evaluation takes
+                    send(numbers)
+            yield batch
+
+    monkeypatch.setattr(ImageLoader, "__iter__", iterate_and_stop)
+
+
+def stop_before_writing_the_history(monkeypatch, epoch: int, *numbers: signal.Signals) -> None:
     write_json = history.write_json
 
     def write_or_stop(path, content):
         if path.name == "training_history.json" and len(content["epoch"]) == epoch:
-            os.kill(os.getpid(), number)
+            send(numbers)
         write_json(path, content)
 
     monkeypatch.setattr(history, "write_json", write_or_stop)
 
 
+NOTE = "\nstopping after this step; Ctrl-C once more stops at once, without saving\n"
+CTRL_C, SIGTERM = signal.SIGINT, signal.SIGTERM
+EACH_STEP = [*TINY, "--save-minutes=1e-9"]
+
+
+def command_after_stop(result: Result, folder: Path) -> list[str]:
+    """The words of the command that goes on, as a shell would read them."""
+    said = re.fullmatch(rf"{NOTE}\nstopped\. saved in {re.escape(str(folder))}\. Go on with: (.*)\n", result.err)
+    assert said, result.err
+    python, script, *flags = shlex.split(said.group(1))
+    assert (shutil.which(python), Path(script)) == (sys.executable, ROOT / "train_vit_cifar10.py")
+    return flags
+
+
 @pytest.mark.parametrize(
-    ("flags", "stop", "when", "number", "code"),
+    ("flags", "stop", "when", "number", "code", "done"),
     [
-        pytest.param(TINY, stop_after_batches, 50, signal.SIGINT, 130, id="Ctrl-C amid epoch 1"),
-        pytest.param(TINY, stop_after_batches, 128 + 50, signal.SIGINT, 130, id="Ctrl-C amid epoch 2"),
-        pytest.param(TINY, stop_before_writing_the_history, 2, signal.SIGTERM, 143, id="SIGTERM at the end of epoch 2"),
-        pytest.param(TINY, stop_before_writing_the_history, 3, signal.SIGTERM, 143, id="SIGTERM at the end of the run"),
-        pytest.param(ALL_ON, stop_after_batches, 7 + 3, signal.SIGINT, 130, id="Ctrl-C amid epoch 2, with all parts"),
+        pytest.param(TINY, stop_after_batches, 50, CTRL_C, 130, (0, 50), id="Ctrl-C amid epoch 1"),
+        pytest.param(TINY, stop_after_batches, 128 + 50, CTRL_C, 130, (1, 50), id="Ctrl-C amid epoch 2"),
+        pytest.param(TINY, stop_after_batches, 256, SIGTERM, 143, (1, 128), id="SIGTERM in the last step of epoch 2"),
+        pytest.param(TINY, stop_in_evaluation, 2, SIGTERM, 143, (1, 128), id="SIGTERM in the evaluation of epoch 2"),
+        pytest.param(TINY, stop_in_evaluation, 3, SIGTERM, 143, (2, 128), id="SIGTERM in the last evaluation"),
+        pytest.param(
+            TINY, stop_before_writing_the_history, 2, SIGTERM, 143, (2, 1), id="SIGTERM while epoch 2 is saved"
+        ),
+        pytest.param(ALL_ON, stop_after_batches, 7 + 3, CTRL_C, 130, (1, 3), id="Ctrl-C amid epoch 2, with all parts"),
     ],
 )
-def test_a_stopped_and_resumed_run_ends_as_one_that_was_never_stopped(
-    trained, run, tmp_path, monkeypatch, flags, stop, when, number, code
+def test_a_stopped_run_says_how_to_go_on_and_ends_as_one_that_was_never_stopped(
+    trained, run, tmp_path, monkeypatch, flags, stop, when, number, code, done
 ):
-    unstopped = trained[0]
+    folder, unstopped = tmp_path / "my run's", trained[0]
     if flags is ALL_ON:
         unstopped = tmp_path / "unstopped"
         assert run("train_vit_cifar10.py", *flags, "--output-dir", unstopped).code == 0
-    command = ["train_vit_cifar10.py", *flags, "--output-dir", tmp_path / "run"]
     with monkeypatch.context() as patched:
         stop(patched, when, number)
+        stopped = run("train_vit_cifar10.py", *flags, "--output-dir", folder, "--overwrite")
+    assert stopped.code == code
+    go_on = command_after_stop(stopped, folder)
+    assert go_on == [*flags, "--output-dir", str(folder), "--resume"]
+    at_stop, bytes_at_stop = load(folder / "last.pth"), (folder / "last.pth").read_bytes()
+    assert (at_stop["epoch"], at_stop["epoch_sums"]["step"]) == done
+    torch.manual_seed(12345)  # a new process would not have this one's random state either
+    resumed = run("train_vit_cifar10.py", *go_on)
+    assert (resumed.code, resumed.err) == (0, "")
+    assert files_of(folder).keys() == files_of(unstopped).keys()
+    if at_stop["epoch"] == 2:  # the last epoch: the state before its end is that of the stop
+        assert (folder / "last.prev.pth").read_bytes() == bytes_at_stop
+        shutil.copy(unstopped / "last.prev.pth", folder)
+    assert_same_bits(folder, unstopped)
+
+
+@pytest.mark.parametrize(
+    ("flags", "stop", "when", "numbers", "code", "done"),
+    [
+        pytest.param(
+            TINY, stop_after_batches, 50, (CTRL_C, CTRL_C), 130, (0, 0), id="two Ctrl-C amid epoch 1"
+        ),
+        pytest.param(
+            TINY, stop_after_batches, 128 + 50, (SIGTERM, CTRL_C), 130, (1, 0), id="SIGTERM and Ctrl-C amid epoch 2"
+        ),
+        pytest.param(
+            EACH_STEP, stop_after_batches, 128 + 50, (CTRL_C, SIGTERM), 143, (1, 49), id="Ctrl-C and SIGTERM in a step"
+        ),
+        pytest.param(
+            EACH_STEP, stop_in_evaluation, 2, (CTRL_C, CTRL_C), 130, (1, 128), id="two Ctrl-C in an evaluation"
+        ),
+        pytest.param(
+            TINY, stop_before_writing_the_history, 2, (SIGTERM, SIGTERM), 143, (2, 0), id="two SIGTERM at epoch 2's end"
+        ),
+        pytest.param(
+            TINY, stop_before_writing_the_history, 3, (SIGTERM, SIGTERM), 143, (3, 0), id="two SIGTERM at the run's end"
+        ),
+    ],
+)  # fmt: skip
+def test_a_second_signal_stops_at_once_and_the_run_goes_on_from_its_last_save_to_the_same_bits(
+    trained, run, tmp_path, monkeypatch, flags, stop, when, numbers, code, done
+):
+    folder = tmp_path / "run"
+    command = ["train_vit_cifar10.py", *flags, "--output-dir", folder]
+    with monkeypatch.context() as patched:
+        stop(patched, when, *numbers)
         stopped = run(*command)
     assert stopped.code == code
-    assert stopped.err == "\nstopped. Go on with the same command and --resume.\n"
-    torch.manual_seed(12345)  # a new process would not have this one's random state either
-    resumed = run(*command, "--resume")
+    assert stopped.err.startswith(f"{NOTE}\nstopped. What was saved before stays. Go on with: ")
+    at_stop = load(folder / "last.pth")
+    assert (at_stop["epoch"], at_stop["epoch_sums"]["step"]) == done
+    torch.manual_seed(12345)
+    resumed = run("train_vit_cifar10.py", *TINY, "--output-dir", folder, "--resume")  # how often to save is free
     assert (resumed.code, resumed.err) == (0, "")
-    assert files_of(tmp_path / "run").keys() == files_of(unstopped).keys()
-    assert_same_bits(tmp_path / "run", unstopped)
+    assert files_of(folder).keys() == files_of(trained[0]).keys()
+    assert_same_bits(folder, trained[0])
+
+
+def test_a_run_that_is_extended_has_the_rest_of_the_longer_schedule(trained, run, tmp_path, monkeypatch):
+    longer = [*TINY, "--num-epochs=5"]
+    folders = [shutil.copytree(trained[0], tmp_path / name) for name in ("unstopped", "stopped")]
+    commands = [["train_vit_cifar10.py", *longer, "--output-dir", folder, "--resume", "--extend"] for folder in folders]
+    result = run(*commands[0])
+    assert (result.code, result.err) == (0, "")
+    short, records = (read_strict_json(folder / "training_history.json") for folder in (trained[0], folders[0]))
+    assert records["epoch"] == [1, 2, 3, 4, 5]
+    assert {name: values[:3] for name, values in records.items()} == short
+    cosine = [0.0005 * (1 + math.cos(math.pi * step / (4 * 128))) for step in (3 * 128 - 1, 4 * 128 - 1)]
+    assert records["lr"][3:] == pytest.approx(cosine, rel=1e-6, abs=0)
+    assert load(folders[0] / "final_model.pth")["epoch"] == 5
+    for saved in (load(folders[0] / "last.pth"), read_strict_json(folders[0] / "config.json")):
+        assert (saved["config"]["num_epochs"], saved["extended_from"]) == (5, [3])
+    with monkeypatch.context() as patched:
+        stop_after_batches(patched, 50, CTRL_C)
+        stopped = run(*commands[1])
+    go_on = command_after_stop(stopped, folders[1])
+    assert "--extend" not in go_on
+    assert run("train_vit_cifar10.py", *go_on).code == 0
+    assert_same_bits(*folders)
+    assert load(folders[1] / "last.pth")["extended_from"] == [3]
+
+
+def test_extending_without_more_epochs_is_refused(trained, run):
+    before = files_of(trained[0])
+    result = run("train_vit_cifar10.py", *TINY, "--output-dir", trained[0], "--resume", "--extend")
+    assert (result.code, result.out) == (2, "")
+    assert re.fullmatch(r"error: --extend needs more than the 3 epochs .*--num-epochs\n", result.err)
+    assert files_of(trained[0]) == before
+
+
+@pytest.mark.parametrize("flags", [[], ["--resume"], ["--overwrite"]])
+def test_a_folder_that_another_run_holds_is_refused_and_left_alone(trained, run, flags):
+    with RunFolder(trained[0]):
+        before = files_of(trained[0])
+        result = run("train_vit_cifar10.py", *TINY, "--output-dir", trained[0], *flags)
+        assert (result.code, result.out) == (1, "")
+        assert re.fullmatch(rf"error: {trained[0]} is in use by process {os.getpid()} on .*\n", result.err)
+        assert files_of(trained[0]) == before
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=9 << 20))
+    result = run("train_vit_cifar10.py", *SHORT, "--embed-dim=96", "--output-dir", tmp_path / "a" / "run")
+    assert (result.code, result.out) == (1, "")
+    assert re.fullmatch(r"error: a run of these settings needs \d+ MiB in .*, where 9 MiB are free: .*\n", result.err)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_resuming_a_finished_run_changes_nothing(trained, run):

@@ -1,74 +1,78 @@
-"""Checkpoints: tensors and plain values, written atomically, read with weights_only=True.
+"""Checkpoints: tensors and plain values, sealed with a digest, read with weights_only=True.
 
-A file is whole or not there: it is written beside its place, flushed to the disk and renamed. `last.pth` is what a run
-goes on from, `last.prev.pth` the one before it; the others carry weights and what rebuilds the model, no more.
+`last.pth` is what a run goes on from, in the middle of an epoch too, and `last.prev.pth` the one before it; the other
+files carry weights and what rebuilds the model, no more. A file is what torch.save writes, then a line with the SHA-256
+of all bytes before it: the seal. `torch.load(path, weights_only=True)` reads the file too, without looking at the seal.
 """
 
+import hashlib
 import os
-import tempfile
-import time
-import zipfile
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import torch
-from torch.optim.lr_scheduler import LRScheduler
+from torch import nn
 
-from training.errors import RunError, UsageError
+from training.engine import EpochSums
+from training.errors import RunError
+from training.files import first_line, write_atomically
+from training.history import History, append
 
-FORMAT_VERSION = 1
-RUN_FILES = ("*.pth", "config.json", "training_history.json", "test_result.json", "*.png", "evaluation")
+FORMAT_VERSION = 2
+SEAL = b"\nsha256 "  # followed by the digest, 64 hexadecimal digits
+BLOCK = 1 << 20  # bytes
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object], previous: Path | None = None) -> None:
-    """Have `write` fill a temporary file in the same folder, then rename it to `path`; nothing is left if it fails.
+class DigestingFile:
+    """A file to write to that keeps the digest of what has been written."""
 
-    `previous` is where the file that stood at `path` is kept.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two runs may write the same cache
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        if previous and path.exists():
-            os.replace(path, previous)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of a full disk
-        raise RunError(f"can't write {path}: {first_line(error)}; what was saved before is untouched") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    def __init__(self, file: IO[bytes]):
+        self.file, self.digest = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def write_sealed(path: Path, content: Any, previous: Path | None = None) -> None:
+    """Write what torch.save makes of `content`, and its seal; `previous` is where the file that stood there is kept."""
+
+    def write(file: IO[bytes]) -> None:
+        digesting = DigestingFile(file)
+        torch.save(content, digesting)  # pyright: ignore[reportArgumentType]
+        file.write(SEAL + digesting.digest.hexdigest().encode())
+
+    write_atomically(path, write, previous)
+
+
+def read_sealed(path: Path) -> Any:
+    """What write_sealed wrote, on the CPU; an exception of any kind for a file that is not whole, to the last bit."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        left = os.fstat(file.fileno()).st_size - len(SEAL) - 2 * digest.digest_size
+        while left > 0 and (block := file.read(min(left, BLOCK))):
+            digest.update(block)
+            left -= len(block)
+        if file.read() != SEAL + digest.hexdigest().encode():
+            raise ValueError("the seal is missing or broken")
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def save(path: Path, content: dict[str, Any], previous: Path | None = None) -> None:
-    """Write a checkpoint to `path`; `previous` is where the one that stood there is kept."""
-    content = {"format_version": FORMAT_VERSION, **content}
-    write_atomically(path, lambda file: torch.save(content, file), previous)
-
-
-def save_last(
-    folder: Path,
-    weights: dict[str, Any],
-    optimizer: torch.optim.Optimizer,
-    scheduler: LRScheduler,
-    device: torch.device,
-) -> None:
-    """Write last.pth, from which --resume goes on to the same bits; the one before it stays as last.prev.pth."""
-    state = {
-        "optimizer": optimizer.state_dict(),
-        "scheduler": scheduler.state_dict(),
-        "random_state": get_random_state(device),
-    }
-    save(folder / "last.pth", {**weights, **state}, previous=folder / "last.prev.pth")
-
-
-def load_verified(path: Path) -> Any:
-    """What torch.save wrote, on the CPU; an exception of any kind for a file that is not whole, to the last bit."""
-    with zipfile.ZipFile(path) as archive:
-        if archive.testzip():  # torch.load does not look at the checksums
-            raise zipfile.BadZipFile
-    return torch.load(path, map_location="cpu", weights_only=True)
+    """Write a checkpoint to `path`; RunError for weights that are not finite, DiskError where it can't be written."""
+    for name, tensor in content["model"].items():
+        if not tensor.isfinite().all():
+            raise RunError(
+                f"{name} is not finite any more, so {path} stays as it was: start anew with a lower --learning-rate, "
+                "or --clip-grad-norm 1"
+            )
+    write_sealed(path, {"format_version": FORMAT_VERSION, **content}, previous)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -78,7 +82,7 @@ def load(path: Path) -> dict[str, Any]:
     if not os.access(path, os.R_OK):
         raise RunError(f"no permission to read the checkpoint {path}")
     try:
-        content = load_verified(path)
+        content = read_sealed(path)
     except Exception:  # whatever a damaged file leads to; torch's own words would advise to load it unsafely
         raise RunError(f"{path} is damaged, or no checkpoint of this project: name another, or train anew") from None
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
@@ -86,66 +90,66 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_last(folder: Path, warn: Callable[[str], object] = print) -> dict[str, Any] | None:
-    """The newest checkpoint that can be read, with a loud line for one that can't; None for a run without any yet."""
-    problems, names = [], ("last.pth", "last.prev.pth")
-    if not any((folder / name).exists() for name in names):
-        if (folder / "config.json").exists():
-            return None
+def load_last(folder: Path, warn: Callable[[str], object]) -> dict[str, Any]:
+    """The newest checkpoint that can be read, with a loud line for one that can't; RunError where there is none."""
+    problems, paths = [], [folder / "last.pth", folder / "last.prev.pth"]
+    if not any(path.exists() for path in paths):
         raise RunError(f"nothing to resume in {folder}: it holds no run")
-    for name in names:
+    for path in paths:
         try:
-            content = load(folder / name)
+            content = load(path)
         except RunError as error:
             problems.append(str(error))
             continue
         if problems:
-            warn(f"WARNING: {problems[0]}; going on from {name}, epoch {content['epoch']}")
+            warn(f"{problems[0]}; going on from {path.name}, epoch {content['epoch']}")
         return content
-    raise RunError(f"nothing to resume in {folder}: {problems[0]}")
+    raise RunError(f"nothing to resume in {folder}: {'; '.join(problems)}")
 
 
-def first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+@dataclass
+class TrainingState:
+    """All that changes while a run is at work. Saved and loaded between two steps, it goes on to the same bits."""
 
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    history: History  # of the epochs that are done
+    sums: EpochSums = field(default_factory=EpochSums)  # of the epoch that is not
 
-def holds_run(folder: Path) -> bool:
-    """Whether a run has begun to write its files there."""
-    return any((folder / name).exists() for name in ("config.json", "last.pth", "last.prev.pth", "best_model.pth"))
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return len(self.history["epoch"])
 
+    def finish_epoch(self, figures: dict[str, float]) -> None:
+        """Put an epoch's figures into the history, and begin the next one."""
+        append(self.history, figures)
+        self.sums = EpochSums()
 
-def refuse_used_folder(folder: Path) -> None:
-    """UsageError where the folder holds a run already."""
-    if holds_run(folder):
-        raise UsageError(
-            f"{folder} holds a run: go on with --resume, start anew with --overwrite, or change --output-dir"
-        )
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "epoch": self.epoch,
+            "epoch_sums": asdict(self.sums),
+            "history": self.history,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random_states": [get_random_state(self.device)],  # one for each rank
+        }
 
-
-def move_aside(folder: Path) -> None:
-    """Move the files of the run in a folder to a folder `old-<time>` in it, so that a new run can have their places."""
-    if not holds_run(folder):
-        return
-    aside = folder / f"old-{time.strftime('%Y%m%d-%H%M%S')}"
-    while aside.exists():
-        aside = aside.with_name(f"{aside.name}+")
-    try:
-        aside.mkdir()
-        for path in [path for pattern in RUN_FILES for path in folder.glob(pattern)]:
-            path.rename(aside / path.name)
-    except OSError as error:
-        raise RunError(f"can't move the run in {folder} aside: {first_line(error)}") from None
-    print(f"The run that was in {folder} is now in {aside}")
-
-
-def create_folder(folder: Path) -> None:
-    """Make the folder for a run's files, and see that it can be written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise RunError(f"can't write to the folder {folder}: {error.strerror}; choose another --output-dir") from None
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what was saved; RunError where it is not of such a model and run."""
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            set_random_state(state["random_states"][0], self.device)
+            self.history, self.sums = state["history"], EpochSums(**state["epoch_sums"])
+            if state["epoch"] != self.epoch:
+                raise ValueError("epochs are missing in its history")
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise RunError(
+                f"the checkpoint is whole, but not of a run that can be gone on with: {first_line(error)}"
+            ) from None
 
 
 def get_random_state(device: torch.device) -> dict[str, torch.Tensor]:

@@ -24,6 +24,8 @@ class Command(Generic[T]):
     """go on from the newest good checkpoint in the output folder"""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     """start anew in a folder that holds a run, which is moved aside"""
+    extend: tyro.conf.FlagCreatePairsOff[bool] = False
+    """with --resume and a larger --num-epochs: train on, with the rest of the longer schedule"""
 
 
 def parse_training_command(config_class: Any, description: str, args: Sequence[str] | None = None) -> Command[Any]:
@@ -42,6 +44,8 @@ def parse_training_command(config_class: Any, description: str, args: Sequence[s
     command = parse(Command[config_class], description, args, default)
     if command.resume and command.overwrite:
         raise UsageError("--resume goes on with a run and --overwrite starts anew: give one of them")
+    if command.extend and not command.resume:
+        raise UsageError("--extend makes a run longer that is there already: give it with --resume")
     return command
 
 

@@ -18,6 +18,11 @@ def format_time(seconds: float) -> str:
     return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
 
 
+def print_warning(text: str) -> None:
+    """A loud line, on stderr, that a bar does not overwrite."""
+    tqdm.write(f"WARNING: {text}", sys.stderr)
+
+
 def print_epoch_header(epoch: int, num_epochs: int) -> None:
     print(f"\nEpoch [{epoch}/{num_epochs}]\n{'-' * 70}", flush=True)
 
@@ -42,13 +47,18 @@ def print_summary(figures: dict[str, float], split: str, new_best: bool) -> None
 class TrainProgress:
     """The batches of one epoch: a bar with images/s and time left on a terminal, a line every 100 batches elsewhere.
 
+    `batches_done` were done before, by a run that was stopped.
     With `epochs_left` above 0 (this one counted) it says what they will take, once the first batches are timed.
     """
 
-    def __init__(self, num_batches: int, num_images: int, epochs_left: int = 0):
+    def __init__(self, num_batches: int, num_images: int, batches_done: int = 0, epochs_left: int = 0):
         self.num_batches, self.num_images, self.epochs_left = num_batches, num_images, epochs_left
-        self.bar = tqdm(total=num_images, unit=" images", disable=not sys.stdout.isatty(), leave=False, file=sys.stdout)
+        self.batches_done, self.images_done = batches_done, num_images * batches_done // num_batches
         self.timed_images = 0
+        self.bar = tqdm(
+            total=num_images, initial=self.images_done, unit=" images", disable=not sys.stdout.isatty(), leave=False,
+            file=sys.stdout,
+        )  # fmt: skip
 
     def update(self, batch: int, num_images: int, loss: float, acc: float, lr: float) -> None:
         """After batch number `batch` (from 1): mean loss and accuracy in percent of the epoch so far."""
@@ -59,16 +69,16 @@ class TrainProgress:
                 f"  Batch [{batch}/{self.num_batches}] | Loss: {loss:.4f} | Acc: {acc:.2f}% | LR: {lr:.6f}", flush=True
             )
         if self.epochs_left:
-            self._estimate(batch, num_images)
+            self._estimate(batch - self.batches_done, num_images)
 
-    def _estimate(self, batch: int, num_images: int) -> None:
-        if batch == 2:  # the first two also set things up
+    def _estimate(self, count: int, num_images: int) -> None:
+        if count == 2:  # the first two also set things up
             self.started = time.perf_counter()
-        elif batch > 2:
+        elif count > 2:
             self.timed_images += num_images
-        if batch == min(TIMED_BATCHES, self.num_batches) and self.timed_images:
+        if count == min(TIMED_BATCHES, self.num_batches - self.batches_done) and self.timed_images:
             rate = self.timed_images / (time.perf_counter() - self.started)
-            left = format_time(self.epochs_left * self.num_images / rate)
+            left = format_time((self.epochs_left * self.num_images - self.images_done) / rate)
             epochs = "1 epoch" if self.epochs_left == 1 else f"{self.epochs_left} epochs"
             tqdm.write(f"  {rate:.0f} images/s: about {left} for the training steps of {epochs}", sys.stdout)
             sys.stdout.flush()

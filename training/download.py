@@ -6,6 +6,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from filelock import FileLock
 from torchvision.datasets.utils import calculate_md5
 from tqdm import tqdm
 
@@ -20,6 +21,18 @@ def fetch(url: str, path: Path, md5: str) -> None:
 
     RunError for an address that does not answer, an answer that is cut short, and a file of another md5 (removed).
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    with FileLock(lock):  # another run may want the same: it waits, and finds it here
+        try:
+            if not path.exists():
+                fetch_alone(url, path, md5)
+        finally:
+            lock.unlink()
+
+
+def fetch_alone(url: str, path: Path, md5: str) -> None:
+    """The same for a process that no other comes in between."""
     partial = path.with_name(f"{path.name}.part")
     resumed = partial.exists() and partial.stat().st_size > 0
     download(url, partial)

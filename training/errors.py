@@ -40,7 +40,7 @@ def exit_codes(advice: str = "") -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, Terminated) as stop:
-        print(f"\nstopped. {advice}".rstrip(), file=sys.stderr)
+        print(f"\nstopped. {str(stop) or advice}".rstrip(), file=sys.stderr)
         sys.exit(130 if isinstance(stop, KeyboardInterrupt) else 143)
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from training.checkpoint import write_atomically
+from training.files import write_atomically
 
 History = dict[str, list[float]]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision import datasets
 from tqdm import tqdm
 
-from training.checkpoint import load_verified, write_atomically
+from training.checkpoint import read_sealed, write_sealed
 from training.errors import RunError
 
 CACHE_VERSION = 1  # raise it when pictures are read in another way
@@ -40,7 +40,7 @@ def read_image_folder(root: Path, img_size: int, cache: bool) -> dict[str, Any]:
         content[f"{split}_labels"] = torch.tensor([label for _, label in pairs])
     if cache:
         try:
-            write_atomically(cache_file, lambda file: torch.save(content, file))
+            write_sealed(cache_file, content)
         except RunError as error:  # a folder of somebody else's, or a full disk: it works without
             print(f"note: the images are not cached: {error}")
     return content
@@ -96,7 +96,7 @@ def fingerprint(root: Path, samples: dict[str, list[tuple[str, int]]]) -> str:
 def read_cache(path: Path, key: str) -> dict[str, Any] | None:
     """What the cache holds, if it is whole and of these very pictures."""
     try:
-        content = load_verified(path)
+        content = read_sealed(path)
     except Exception:  # missing or damaged: it is only a cache
         return None
     return content if isinstance(content, dict) and content.get("fingerprint") == key else None

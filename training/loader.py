@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as tv
 from torchvision.utils import make_grid
 
 from training.augment import Augmentation, Draws, random_stream
-from training.checkpoint import write_atomically
+from training.files import write_atomically
 from training.mix import Mixing
 
 # Pixels prepared at once: those of 4,096 images of 32x32. On one core 13,500 images/s in chunks of 64, 29,100 of 512,

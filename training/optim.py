@@ -33,6 +33,11 @@ def lr_factor(step: int, warmup_steps: int, total_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def create_scheduler(optimizer: torch.optim.Optimizer, warmup_steps: int, total_steps: int) -> LambdaLR:
-    """Sets the learning rate of each step; call its step() after the optimizer's."""
-    return LambdaLR(optimizer, lambda step: lr_factor(step, warmup_steps, total_steps))
+def create_scheduler(
+    optimizer: torch.optim.Optimizer, warmup_steps: int, total_steps: int, steps_done: int = 0
+) -> LambdaLR:
+    """Sets the learning rate of each step; call its step() after the optimizer's.
+
+    For an optimizer whose state was loaded, `steps_done` is where in the schedule it goes on: it needs no other state.
+    """
+    return LambdaLR(optimizer, lambda step: lr_factor(step, warmup_steps, total_steps), last_epoch=steps_done - 1)

@@ -12,7 +12,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from training.checkpoint import write_atomically
+from training.files import write_atomically
 from training.history import History, monitored_split
 
 sns.set_theme(style="whitegrid", palette="colorblind", font="DejaVu Sans")  # matplotlib brings it, and it has ✓

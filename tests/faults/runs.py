@@ -1,0 +1,65 @@
+"""The tiny run that the faults are done to, and when two runs are the same."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training import checkpoint
+
+TRAIN = "train_vit_cifar10.py"
+STEPS, EVAL_BATCHES = 16, 3  # of an epoch
+TINY = [
+    "--preset=demo", "--num-epochs=3", "--warmup-epochs=1", "--depth=1", "--embed-dim=24", "--dropout=0.1",
+    "--max-train-images=256", "--batch-size=16", "--auto-augment", "--save-every=2", "--device=cpu", "--precision=fp32",
+]  # fmt: skip
+OFTEN = "--save-minutes=0.0002"  # every 12 ms: a step takes 3
+EACH_STEP = "--save-minutes=0.000001"
+NEVER = "--save-minutes=0"  # but at the ends of the epochs
+TIMES = {"epoch_time", "images_per_second"}
+FIGURES = ("training_curves.png", "augmented_images.png")
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def bits(value: Any) -> Any:
+    """A value to compare with ==: tensors by their bytes; of a history, not the times."""
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), tuple(value.shape), value.numpy().tobytes()
+    if isinstance(value, dict):
+        return {key: bits(part) for key, part in value.items() if key not in TIMES}
+    return [bits(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def assert_same_run(folder: Path, unbroken: Path) -> None:
+    """Model, optimizer, random state and history have the bits of the other run's, and the same files are there."""
+    assert content_of(folder).keys() == content_of(unbroken).keys()  # so no temporary file either
+    histories = [json.loads((path / "training_history.json").read_text()) for path in (folder, unbroken)]
+    assert bits(histories[0]) == bits(histories[1])
+    for name in {path.name for path in unbroken.glob("*.pth")} - {"last.prev.pth"}:  # saved at another moment
+        saved, expected = (checkpoint.load(path / name) for path in (folder, unbroken))
+        for key in ("epoch", "epoch_sums", "history", "model", "optimizer", "random_states"):
+            assert bits(saved.get(key)) == bits(expected.get(key)), f"{key} in {name}"
+    for name in FIGURES:
+        assert (folder / name).read_bytes() == (unbroken / name).read_bytes(), name
+
+
+def assert_one_line(err: str, *words: str) -> None:
+    """An error of one line, with these in it."""
+    assert re.fullmatch(r"error: .+\n", err)
+    assert all(word in err for word in words), err
+
+
+def position(folder: Path) -> tuple[int, int]:
+    """Epochs done, and steps of the next, where the folder's run would go on."""
+    saved = checkpoint.load(folder / "last.pth")
+    return saved["epoch"], saved["epoch_sums"]["step"]
+
+
+def can_resume(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("last.pth", "last.prev.pth"))

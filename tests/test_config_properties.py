@@ -1,0 +1,187 @@
+"""Whatever settings are accepted train a step with a finite loss, and whatever are refused are refused by name."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, get_args
+
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from hypothesis.strategies import DrawFn, SearchStrategy
+from torch import nn
+
+from config_vit_cifar10 import TrainConfig, ViTConfig
+from resnet import ResNet18
+from train_resnet_cifar10 import ResNetConfig
+from train_vit_cifar10 import create_loaders
+from training.console import TrainProgress
+from training.data import Dataset
+from training.device import select_device, select_precision
+from training.engine import EpochSums, train_one_epoch
+from training.optim import create_optimizer, create_scheduler
+from vit import VisionTransformer
+
+NUM_IMAGES, NUM_CLASSES = 20, 3
+MODELS: dict[type[TrainConfig], Callable[..., nn.Module]] = {ViTConfig: VisionTransformer, ResNetConfig: ResNet18}
+STEADY = settings(derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+
+# What a field may be: kept small where a step would take long, and to the data that there is; edges are among them.
+VALUES: dict[str, SearchStrategy[Any]] = {
+    "dataset": st.sampled_from(["cifar10", "cifar100", "digits", "image-folder"]),
+    "data_dir": st.text(min_size=1).filter(str.strip),
+    "data_url": st.text(),
+    "max_train_images": st.integers(0, NUM_IMAGES - 6),
+    "val_size": st.sampled_from([0, NUM_CLASSES, 6]),
+    "img_size": st.sampled_from([4, 8, 9, 12, 16]),
+    "num_epochs": st.integers(1, 12) | st.just(10**6),
+    "batch_size": st.integers(1, 8) | st.just(10**6),
+    "optimizer": st.sampled_from(["adamw", "sgd"]),
+    "learning_rate": st.floats(1e-12, 1e3) | st.integers(1, 1000),
+    "weight_decay": st.floats(0, 1e3),
+    "warmup_epochs": st.integers(0, 13) | st.just(10**6),
+    "clip_grad_norm": st.floats(0, 1e6),
+    "crop_padding": st.integers(0, 9),
+    "augment_policy": st.sampled_from(["cifar10", "imagenet", "svhn", "randaugment", "trivialaugment"]),
+    "randaugment_magnitude": st.integers(0, 30),
+    "random_erasing": st.floats(0, 1),
+    "mixup_alpha": st.just(0) | st.floats(0, 100),
+    "cutmix_alpha": st.just(0) | st.floats(0, 100),
+    "mix_probability": st.floats(0, 1),
+    "label_smoothing": st.floats(0, 0.99),
+    "num_workers": st.integers(0, 3) | st.just(256),
+    "seed": st.integers(0, 2**63 - 1),
+    "device": st.sampled_from(["auto", "cpu", "cuda", "mps"]),
+    "precision": st.sampled_from(["auto", "fp32", "bf16"]),
+    "output_dir": st.text(min_size=1).filter(str.strip),
+    "save_minutes": st.floats(0, 1e6),
+    "save_every": st.integers(1, 10**6),
+    "patch_size": st.sampled_from([1, 2, 3, 4, 8, 9, 16]),
+    "embed_dim": st.integers(1, 24),
+    "depth": st.integers(1, 3),
+    "num_heads": st.sampled_from([1, 2, 3, 4]),
+    "mlp_ratio": st.floats(0.01, 4) | st.integers(1, 4),
+    "dropout": st.floats(0, 0.99),
+}
+
+
+def values_of(config_class: type[TrainConfig], field: dataclasses.Field) -> SearchStrategy[Any]:
+    if field.name == "preset":
+        return st.sampled_from(sorted(config_class.presets))
+    if field.name == "img_size" and config_class is ResNetConfig:
+        return st.sampled_from([9, 12])
+    return VALUES[field.name] if field.name in VALUES else st.booleans()
+
+
+@st.composite
+def arguments(draw: DrawFn, config_class: type[TrainConfig]) -> dict[str, Any]:
+    """A value in its range for any of the fields; the others have their defaults, or small ones. They need not fit."""
+    small = {"img_size": 12, "depth": 1, "embed_dim": 12, "num_epochs": 20, "crop_padding": 2}
+    names = {field.name for field in dataclasses.fields(config_class)}
+    given_fields = {
+        field.name: draw(values_of(config_class, field))
+        for field in dataclasses.fields(config_class)
+        if draw(st.booleans())
+    }
+    return {name: value for name, value in small.items() if name in names} | given_fields
+
+
+def misfits(config_class: type[TrainConfig], values: dict[str, Any]) -> set[str]:
+    """The fields that do not fit the others, by the words of their docstrings."""
+    all_values: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(config_class)} | values
+    wrong = set()
+    if all_values["warmup_epochs"] > all_values["num_epochs"]:
+        wrong.add("warmup_epochs")
+    if all_values["crop_padding"] >= all_values["img_size"]:
+        wrong.add("crop_padding")
+    wrong |= {name for name in ("mixup_alpha", "cutmix_alpha") if 0 < all_values[name] < 1e-3}
+    if config_class is ViTConfig:
+        if all_values["img_size"] % all_values["patch_size"] > 0:
+            wrong.add("patch_size")
+        if all_values["embed_dim"] % all_values["num_heads"] > 0:
+            wrong.add("num_heads")
+        if all_values["embed_dim"] * all_values["mlp_ratio"] < 1:  # an MLP of no width
+            wrong.add("mlp_ratio")
+    return wrong
+
+
+def first_loss(config: TrainConfig) -> float:
+    """The loss of one training step on random images, by the program's own parts."""
+    random = torch.Generator().manual_seed(0)
+    size = (NUM_IMAGES, 3, config.img_size, config.img_size)
+    images = torch.randint(0, 256, size, dtype=torch.uint8, generator=random)
+    labels = torch.arange(NUM_IMAGES) % NUM_CLASSES
+    dataset = Dataset(["a", "b", "c"], images, labels, images, labels, mirrorable=config.dataset != "digits")
+    device = select_device("cpu")
+    loader, _ = create_loaders(config, dataset, device)
+    torch.manual_seed(config.seed)
+    model = MODELS[type(config)](**config.model_args, num_classes=NUM_CLASSES)
+    optimizer = create_optimizer(model, config.optimizer, config.learning_rate, config.weight_decay)
+    steps = len(loader)
+    scheduler = create_scheduler(optimizer, config.warmup_epochs * steps, config.num_epochs * steps)
+    sums = EpochSums()
+    loader.set_epoch(0, steps - 1)  # its last step, with what images are left for it
+    train_one_epoch(
+        model, loader, optimizer, scheduler, select_precision(config.precision, device)[0], sums, TrainProgress(1, 1),
+        clip_grad_norm=config.clip_grad_norm, label_smoothing=config.label_smoothing,
+    )  # fmt: skip
+    assert sums.step == 1
+    return sums.figures()["train_loss"]
+
+
+def assert_accepted_ones_train(config_class: type[TrainConfig], values: dict[str, Any]) -> None:
+    wrong = misfits(config_class, values)
+    if wrong:
+        with pytest.raises(ValueError, match="|".join(wrong)):
+            config_class(**values)
+    else:
+        assert math.isfinite(first_loss(config_class(**values)))
+
+
+@settings(STEADY, max_examples=150)
+@given(arguments(ViTConfig))
+@example({"embed_dim": 12, "mlp_ratio": 0.08, "depth": 1})  # an MLP of no width
+@example({"mixup_alpha": 1e-46, "depth": 1})  # 0 in fp32
+@example({"cutmix_alpha": 1e-46, "depth": 1})
+def test_whatever_a_vit_accepts_trains_and_whatever_it_refuses_it_names(values):
+    assert_accepted_ones_train(ViTConfig, values)
+
+
+@settings(STEADY, max_examples=15)
+@given(arguments(ResNetConfig))
+def test_whatever_a_resnet_accepts_trains_and_whatever_it_refuses_it_names(values):
+    assert_accepted_ones_train(ResNetConfig, values)
+
+
+WRONG_TYPES = st.sampled_from([None, b"1", [1], {}, (), 1j, object()])
+NO_INTEGERS = WRONG_TYPES | st.text() | st.floats() | st.booleans()
+NO_NUMBERS = WRONG_TYPES | st.text() | st.booleans() | st.sampled_from([math.nan, math.inf, -math.inf])
+
+
+def bad_values(config_class: type[TrainConfig], field: dataclasses.Field) -> SearchStrategy[Any]:
+    """Of another type, or out of the field's range."""
+    low, high = config_class.ranges.get(field.name, (0, 0))
+    if get_args(field.type):  # one of some words
+        return WRONG_TYPES | st.text().filter(lambda text: text not in get_args(field.type))
+    if field.type is int:
+        return NO_INTEGERS | st.integers(max_value=int(low) - 1) | st.integers(min_value=int(high) + 1)
+    if field.type is float:
+        below, above = math.nextafter(low, -math.inf), math.nextafter(high, math.inf)
+        return NO_NUMBERS | st.floats(max_value=below) | st.floats(min_value=above)
+    if field.type is bool:
+        return WRONG_TYPES | st.text() | st.integers() | st.floats()
+    no_folders = st.sampled_from(["", " ", "\t\n"]) if field.name in ("data_dir", "output_dir") else st.nothing()
+    return WRONG_TYPES | st.integers() | st.floats() | st.booleans() | no_folders
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(ViTConfig)])
+@settings(STEADY, max_examples=40)
+@given(st.data())
+def test_a_value_of_another_type_or_out_of_range_is_refused_by_its_name(name, data):
+    for config_class in MODELS:
+        for field in dataclasses.fields(config_class):
+            if field.name == name:
+                value = data.draw(bad_values(config_class, field))
+                with pytest.raises(ValueError, match=name):
+                    config_class(**{name: value})

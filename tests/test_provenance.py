@@ -1,0 +1,166 @@
+"""A resumed run is the one that was stopped, or says in what it is not; the command that resumes it can be run."""
+
+import copy
+import dataclasses
+import json
+import os
+import re
+import shlex
+import shutil
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from config_vit_cifar10 import ViTConfig
+from training.errors import UsageError
+from training.provenance import describe_machine, refuse_other_run, resume_command, warn_of_other_machine
+
+FREE = {  # changes neither the model nor what it learns from
+    "preset", "output_dir", "data_dir", "data_url", "cache", "num_workers", "device", "compile", "save_minutes",
+    "save_every",
+}  # fmt: skip
+MACHINE = {
+    "device": "cpu", "cpu": "Old 1000", "threads": 2, "world_size": 1, "compile": False, "num_cpus": 4,
+    "platform": "Linux", "git_revision": "abc", "versions": {"torch": "2.14.0", "numpy": "2.0", "python": "3.11"},
+}  # fmt: skip
+
+
+def run_of(**changes: Any) -> dict[str, Any]:
+    """What a run of these settings says of itself."""
+    return {
+        "model_name": "VisionTransformer", "model_args": {"depth": 12}, "config": ViTConfig(**changes).to_dict(),
+        "extended_from": [], "data": {"class_names": ["a", "b"], "mean": [0.5] * 3}, "split": "test",
+        "precision": "float32",
+    }  # fmt: skip
+
+
+def refusal(saved: dict[str, Any], now: dict[str, Any], extend: bool = False) -> str:
+    """The one line that the run is refused with; empty where it is not."""
+    before = copy.deepcopy((saved, now))
+    line = ""
+    try:
+        refuse_other_run(saved, now, extend)
+    except UsageError as error:
+        line = str(error)
+    assert len(line.splitlines()) <= 1
+    assert (saved, now) == before
+    return line
+
+
+@pytest.mark.parametrize("extend", [False, True])
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(ViTConfig)])
+def test_a_resumed_run_may_differ_in_what_it_does_not_learn_from_and_in_nothing_else(name, extend):
+    saved, now = run_of(), run_of(num_epochs=150 if extend else 100)
+    now["config"][name] = 10**9 if name == "num_epochs" else "another"
+    line = refusal(saved, now, extend)
+    if name in FREE or (extend and name == "num_epochs"):
+        assert line == ""
+    else:
+        assert f"{name} was {saved['config'][name]}, is {now['config'][name]}" in line
+        assert line.count(" was ") == 1
+
+
+def test_all_differences_are_listed():
+    line = refusal(run_of(), run_of(seed=7, depth=6, cache=False))
+    assert line == "--resume goes on with what the run began with: seed was 42, is 7; depth was 12, is 6"
+
+
+@pytest.mark.parametrize("extend", [False, True])
+@pytest.mark.parametrize("name", ["model_name", "model_args", "data", "split", "precision"])
+def test_another_model_other_data_and_another_arithmetic_are_refused_too(name, extend):
+    line = refusal(run_of(), run_of(num_epochs=150 if extend else 100) | {name: "another"}, extend)
+    assert f"{name} is not what it was" in line
+
+
+def test_a_setting_that_the_saved_run_did_not_know_is_another_unless_it_is_free():
+    saved = run_of()
+    del saved["config"]["save_minutes"]
+    assert refusal(saved, run_of()) == ""
+    del saved["config"]["random_erasing"]
+    assert "random_erasing was None, is 0.0" in refusal(saved, run_of())
+
+
+@pytest.mark.parametrize(("num_epochs", "refused"), [(99, True), (100, True), (101, False)])
+def test_extending_needs_more_epochs(num_epochs, refused):
+    line = refusal(run_of(), run_of(num_epochs=num_epochs), extend=True)
+    assert bool(line) == refused
+    assert not refused or re.fullmatch(r"--extend needs more than the 100 epochs of the run: .*--num-epochs", line)
+
+
+def test_extending_changes_the_number_of_epochs_alone():
+    line = refusal(run_of(), run_of(num_epochs=150, warmup_epochs=20), extend=True)
+    assert "warmup_epochs was 10, is 20" in line
+    assert "num_epochs was" not in line
+
+
+def test_more_epochs_are_refused_with_the_flag_that_helps_and_fewer_without():
+    assert "--extend" in refusal(run_of(), run_of(num_epochs=150))
+    line = refusal(run_of(), run_of(num_epochs=50))
+    assert "num_epochs was 100, is 50" in line
+    assert "--extend" not in line
+    assert "--extend" not in refusal(run_of(), run_of(seed=7))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"threads": 4}, "threads 2 before, 4 now"),
+        ({"cpu": "New 2000"}, "cpu Old 1000 before, New 2000 now"),
+        ({"device": "NVIDIA"}, "device cpu before, NVIDIA now"),
+        ({"compile": True}, "compile False before, True now"),
+        ({"world_size": 2}, "world_size 1 before, 2 now"),
+        ({"versions": MACHINE["versions"] | {"torch": "2.15.0"}}, "torch 2.14.0 before, 2.15.0 now"),
+        ({"threads": 4, "compile": True}, "threads 2 before, 4 now; compile False before, True now"),
+    ],
+)
+def test_a_machine_whose_last_bits_may_differ_is_a_warning(change, said, capsys):
+    warn_of_other_machine(MACHINE, MACHINE | change)
+    line = f"WARNING: the bits may differ from those of an uninterrupted run: {said}\n"
+    assert capsys.readouterr() == ("", line)
+
+
+def test_the_same_machine_and_what_moves_no_bits_is_none(capsys):
+    warn_of_other_machine(MACHINE, copy.deepcopy(MACHINE))
+    other = {"platform": "Linux 7", "git_revision": None, "num_cpus": 8}
+    warn_of_other_machine(MACHINE, MACHINE | other | {"versions": MACHINE["versions"] | {"numpy": "2.1"}})
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_machine_is_described_in_plain_values_and_is_the_same_twice(capsys):
+    machine = describe_machine(torch.device("cpu"), compiled=False)
+    assert json.loads(json.dumps(machine)) == machine
+    assert machine.keys() >= MACHINE.keys()
+    assert machine["device"] == "cpu"
+    assert machine["cpu"]
+    assert (machine["threads"], machine["num_cpus"]) == (torch.get_num_threads(), os.cpu_count())
+    assert machine["versions"]["torch"] == torch.__version__
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", machine["git_revision"])
+    warn_of_other_machine(machine, describe_machine(torch.device("cpu"), compiled=False))
+    assert capsys.readouterr().err == ""
+
+
+def test_without_git_there_is_no_revision_and_no_error(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert describe_machine(torch.device("cpu"), compiled=False)["git_revision"] is None
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train.py"],
+        ["train.py", "--output-dir", 'my run\'s $HOME; echo `x` & "y" | *'],
+        ["a folder/train.py", "--output-dir=tab\tand\nline", "--data-dir", ""],
+    ],
+)
+def test_the_command_that_resumes_says_the_same_to_a_shell(words):
+    python, *others = shlex.split(resume_command(words))
+    assert shutil.which(python) == sys.executable
+    assert others == [*words, "--resume"]
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--overwrite", "--extend"])
+def test_the_command_that_resumes_neither_starts_anew_nor_extends_again(flag):
+    command = resume_command(["train.py", "--preset", "demo", flag, "--num-epochs=9"])
+    assert shlex.split(command)[1:] == ["train.py", "--preset", "demo", "--num-epochs=9", "--resume"]

@@ -1,0 +1,83 @@
+"""A first Ctrl-C or SIGTERM waits until the run asks for it, a second one does not, and afterwards all is as before."""
+
+import os
+import signal
+
+import pytest
+
+from training.errors import Terminated
+from training.signals import DeferredSignals, StopRequested
+
+EXITS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+NOTE = "\nstopping after this step; Ctrl-C once more stops at once, without saving\n"
+
+
+@pytest.fixture(autouse=True)
+def handlers_of_before():
+    """The handlers are the test run's own again, whatever the test did; SIGTERM does not end it."""
+    before = {number: signal.getsignal(number) for number in EXITS}
+    signal.signal(signal.SIGTERM, lambda *_: pytest.fail("SIGTERM came through"))
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def handlers() -> list:
+    return [signal.getsignal(number) for number in EXITS]
+
+
+@pytest.mark.parametrize("number", EXITS)
+def test_a_first_signal_waits_for_the_check_and_says_so(number, capfd):
+    with DeferredSignals() as signals:
+        signals.check()
+        os.kill(os.getpid(), number)
+        assert capfd.readouterr() == ("", NOTE)
+        for _ in range(2):  # it is not forgotten
+            with pytest.raises(StopRequested) as caught:
+                signals.check()
+            assert caught.value.as_exit is EXITS[number]
+
+
+@pytest.mark.parametrize("first", EXITS)
+@pytest.mark.parametrize("second", EXITS)
+def test_a_second_signal_acts_at_once(first, second, capfd):
+    with DeferredSignals():
+        os.kill(os.getpid(), first)
+        with pytest.raises(EXITS[second]):
+            os.kill(os.getpid(), second)
+    assert capfd.readouterr() == ("", NOTE)
+
+
+@pytest.mark.parametrize("number", EXITS)
+def test_an_ignored_signal_stays_ignored_and_the_other_is_deferred(number, capfd):
+    signal.signal(number, signal.SIG_IGN)
+    with DeferredSignals() as signals:
+        for _ in range(2):
+            os.kill(os.getpid(), number)
+        signals.check()
+        assert capfd.readouterr() == ("", "")
+        [other] = EXITS.keys() - {number}
+        os.kill(os.getpid(), other)
+        with pytest.raises(StopRequested):
+            signals.check()
+    assert signal.getsignal(number) is signal.SIG_IGN
+
+
+def test_the_handlers_are_put_back_however_it_ends():
+    before = handlers()
+    with DeferredSignals():
+        assert not set(before) & set(handlers())
+    assert handlers() == before
+    with pytest.raises(ZeroDivisionError), DeferredSignals():
+        raise ZeroDivisionError
+    assert handlers() == before
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_what_came_before_does_not_stop_what_begins_anew():
+    signals = DeferredSignals()
+    with signals:
+        os.kill(os.getpid(), signal.SIGINT)
+    with signals:
+        signals.check()

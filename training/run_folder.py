@@ -1,0 +1,172 @@
+"""The folder of a run: held by one process at a time, checked before the first step, kept up when the disk fails."""
+
+import contextlib
+import copy
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+from torch import nn
+
+from training import checkpoint
+from training.errors import RunError, UsageError
+from training.files import DiskError, create_folder, first_line, remove_temporary_files
+
+RUN_FILES = ("*.pth", "config.json", "training_history.json", "test_result.json", "*.png", "evaluation")
+LOCK, OWNER = ".lock", ".lock-owner"
+LOCK_TIMEOUT = 1  # seconds that a second process waits for the first to leave
+FIGURES_SIZE = 8 << 20  # bytes, ample, for the pictures and the JSON files of a run
+
+
+class RunFolder:
+    """A run's folder, held by this process alone inside `with`; the folder is made, and removed again if left empty.
+
+    Entering it raises RunError, in one line, where another process holds it or nothing can be written to it.
+    """
+
+    def __init__(self, path: Path, warn: Callable[[str], object] = print):
+        self.path, self.warn = path, warn
+        self.lock = FileLock(path / LOCK, timeout=LOCK_TIMEOUT)
+        self.unsaved: dict[str, dict[str, Any]] = {}  # what a full disk did not take, for the next time
+        self.saved_at = time.monotonic()
+        self.needed = 0  # bytes, once require_space knows
+        self.keep_previous = True  # whether last.pth is fit to become last.prev.pth
+
+    def __enter__(self) -> Self:
+        self.made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        self.claim()
+        remove_temporary_files(self.path)
+        return self
+
+    def __exit__(self, *_) -> None:
+        with contextlib.suppress(OSError):
+            if self.holds_lock():
+                for name in (OWNER, LOCK):
+                    (self.path / name).unlink(missing_ok=True)
+            if not any(self.path.iterdir()):
+                for folder in self.made:
+                    folder.rmdir()
+        self.lock.release()
+
+    def claim(self) -> None:
+        """Make the folder and lock it. A process that died holds no lock any more: the system drops it."""
+        create_folder(self.path)
+        owner = self.path / OWNER
+        try:
+            self.lock.acquire()
+            owner.write_text(
+                f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+            )
+            self.owner_file = identity(owner)
+        except Timeout:
+            holder = owner.read_text() if owner.exists() else "another process"
+            raise RunError(
+                f"{self.path} is in use by {holder}: wait for it, stop it, or choose another --output-dir"
+            ) from None
+        except OSError as error:
+            raise DiskError(f"can't lock the folder {self.path}: {first_line(error)}") from None
+
+    def holds_lock(self) -> bool:
+        """Whether the folder is still the one that was locked: it may have been removed, and made again by another."""
+        owner = self.path / OWNER
+        return owner.exists() and identity(owner) == self.owner_file
+
+    def holds_run(self) -> bool:
+        """Whether a run has begun to write its files there."""
+        return any((self.path / name).exists() for name in ("config.json", "last.pth", "last.prev.pth"))
+
+    def refuse_used(self) -> None:
+        """UsageError where the folder holds a run already."""
+        if self.holds_run():
+            raise UsageError(
+                f"{self.path} holds a run: go on with --resume, start anew with --overwrite, or change --output-dir"
+            )
+
+    def load_last(self) -> dict[str, Any]:
+        """The newest checkpoint that can be read, see checkpoint.load_last; one that can't is said, and given up."""
+        problems: list[str] = []
+        content = checkpoint.load_last(self.path, problems.append)
+        for problem in problems:
+            self.warn(problem)
+        self.keep_previous = not problems  # else the next save would put the damaged one in the good one's place
+        return content
+
+    def move_aside(self) -> None:
+        """Move the files of the run there to a folder `old-<time>` in it, so that a new run can have their places."""
+        if not self.holds_run():
+            return
+        aside = self.path / f"old-{time.strftime('%Y%m%d-%H%M%S')}"
+        while aside.exists():
+            aside = aside.with_name(f"{aside.name}+")
+        try:
+            aside.mkdir()
+            for path in [path for pattern in RUN_FILES for path in self.path.glob(pattern)]:
+                path.rename(aside / path.name)
+        except OSError as error:
+            raise RunError(f"can't move the run in {self.path} aside: {first_line(error)}") from None
+        print(f"The run that was in {self.path} is now in {aside}")
+
+    def require_space(self, model: nn.Module, num_states: int, num_kept: int, resumed: bool) -> None:
+        """RunError where the disk has no room for a run: `num_kept` files of weights, and three to resume from.
+
+        Those hold `num_states` numbers of the optimizer beside each weight; they are the last one, the one before it
+        and the one being written. For a run that is `resumed`, the files that are there count as room.
+        """
+        size = sum(tensor.nbytes for tensor in model.state_dict().values())
+        self.needed = needed = (num_kept + 3 * (1 + num_states)) * size + FIGURES_SIZE
+        there = sum(path.stat().st_size for path in self.path.glob("*.pth")) if resumed else 0
+        free = shutil.disk_usage(self.path).free
+        if free + there < needed:
+            raise RunError(
+                f"a run of these settings needs {needed / 2**20:,.0f} MiB in {self.path}, where {free / 2**20:,.0f} "
+                "MiB are free: make room, choose another --output-dir, or raise --save-every"
+            )
+
+    def save_due(self, minutes: float) -> bool:
+        """Whether the last save is longer ago than that; 0 minutes is never."""
+        return minutes > 0 and time.monotonic() - self.saved_at > 60 * minutes
+
+    def save(self, files: dict[str, dict[str, Any]]) -> bool:
+        """Write checkpoints by their names; the one to resume from is `last.pth`. Returns whether all are written.
+
+        Where the disk does not take them, this says so and keeps them in memory for the next call: a run goes on
+        without its disk. `last.pth` comes last, and only when nothing else is missing: so a run that dies meanwhile
+        makes the missing files again when it is resumed.
+        """
+        self.saved_at = time.monotonic()
+        self.unsaved |= files
+        with self.going_on():
+            if not self.holds_lock():
+                self.lock.release(force=True)
+                self.claim()
+            for name in sorted(self.unsaved, key="last.pth".__eq__):
+                keeps = name == "last.pth" and self.keep_previous
+                previous = self.path / "last.prev.pth" if keeps else None
+                checkpoint.save(self.path / name, self.unsaved[name], previous)
+                del self.unsaved[name]
+                self.keep_previous |= name == "last.pth"
+        complete = not self.unsaved
+        self.unsaved = copy.deepcopy({name: self.unsaved[name] for name in self.unsaved if name != "last.pth"})
+        return complete
+
+    @contextlib.contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Inside it, a file that can't be written is a loud line and not the end of the run."""
+        try:
+            yield
+        except DiskError as error:
+            self.warn(
+                f"{error}. The run needs {self.needed / 2**20:,.0f} MiB there in all; it goes on, and tries again at "
+                "its next save"
+            )
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """What a file at the same place that was written anew has not."""
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns

@@ -1,0 +1,50 @@
+"""Ctrl-C and SIGTERM while a run is at work: it finishes its step and saves before it leaves."""
+
+import os
+import signal
+from types import FrameType
+from typing import Any, Self
+
+from training.errors import Terminated
+
+NOTE = "\nstopping after this step; Ctrl-C once more stops at once, without saving\n"
+
+
+class StopRequested(Exception):
+    """A signal asked the run to stop; `as_exit` is the exception that it would have been."""
+
+    def __init__(self, as_exit: type[BaseException]):
+        self.as_exit = as_exit
+
+
+class DeferredSignals:
+    """Inside `with`, a first Ctrl-C or SIGTERM waits until `check` is called; a second one acts at once."""
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def __enter__(self) -> Self:
+        self.pending: int | None = None
+        self.previous: dict[int, Any] = {}
+        for number in self.signals:
+            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup, or for a script's background process
+                self.previous[number] = signal.signal(number, self.note)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        if self.pending is not None:
+            raise self.exit_of(number)
+        self.pending = number
+        os.write(2, NOTE.encode())  # print may be busy: a signal comes at any time
+
+    def check(self) -> None:
+        """StopRequested if a signal came."""
+        if self.pending is not None:
+            raise StopRequested(self.exit_of(self.pending))
+
+    @staticmethod
+    def exit_of(number: int) -> type[BaseException]:
+        return KeyboardInterrupt if number == signal.SIGINT else Terminated
