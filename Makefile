@@ -38,8 +38,9 @@ lint: setup-dev                  ## style, format, types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
 
-bench: setup-dev                 ## speed of a training step and of augmentation, against timm's and torchvision's
+bench: setup-dev                 ## speed of a training step and of augmentation, against the libraries'
 	$(RUN) benchmarks/throughput.py
+	$(RUN) benchmarks/cost.py
 	$(RUN) benchmarks/augment.py
 
 clean:                           ## the virtual environment and the caches; runs and data stay

@@ -71,11 +71,15 @@ class TrainConfig:
     """where to compute; auto takes a GPU if there is one"""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """arithmetic of the matrix products; auto is bf16 where the hardware has it (elsewhere it would be slower)"""
+    num_processes: int | Literal["auto"] = "auto"
+    """processes that share each step; auto takes two for a long run on a CPU, one elsewhere; torchrun overrides it"""
     compile: bool = False
     """torch.compile the model: a first step of 20 to 50 s, faster ones after it; needs a C++ compiler"""
 
     output_dir: str
     """folder for the files of the run"""
+    tensorboard: bool = False
+    """write each epoch's figures for TensorBoard too; needs `pip install tensorboard`"""
     save_minutes: float = 10.0
     """in the middle of an epoch, save what --resume goes on from after so many minutes; 0: only when an epoch ends"""
     save_every: int = 50
@@ -100,6 +104,7 @@ class TrainConfig:
         "label_smoothing": (0, 0.99),
         "num_workers": (0, 256),
         "seed": (0, 2**63 - 1),
+        "num_processes": (1, 1024),
         "save_minutes": (0, 1e6),
         "save_every": (1, 10**6),
     }
@@ -111,7 +116,7 @@ class TrainConfig:
             check_type(field.name, getattr(self, field.name), field.type)
         for name, (low, high) in self.ranges.items():
             value = getattr(self, name)
-            if not low <= value <= high:  # written so that NaN fails too
+            if value != "auto" and not low <= value <= high:  # written so that NaN fails too
                 raise ValueError(f"{name} must be between {low:g} and {high:g}, got {value}")
         if self.warmup_epochs > self.num_epochs:
             raise ValueError(
@@ -208,6 +213,10 @@ class ViTConfig(TrainConfig):
 
 def check_type(name: str, value: object, annotation: Any) -> None:
     """ValueError, naming the field, for a value that is not of the field's type (edited into this file, say)."""
+    if annotation == int | Literal["auto"]:
+        if value == "auto" or type(value) is int:
+            return
+        raise ValueError(f"{name} must be auto or a whole number, got {value!r}")
     if annotation is float:
         ok = isinstance(value, int | float) and not isinstance(value, bool)
     elif isinstance(annotation, type):

@@ -34,6 +34,8 @@ class ResNetConfig(TrainConfig):
     """weight decay of convolutions and the last layer; biases and norms have none"""
     warmup_epochs: int = 5
     """epochs in which the learning rate rises linearly from 0, before its cosine decay to 0"""
+    num_processes: int | Literal["auto"] = 1
+    """processes that share each step; on a CPU each normalizes by the statistics of its own share of the batch"""
     output_dir: str = "checkpoints/resnet18_cifar10"
     """folder for the files of the run"""
 

@@ -12,7 +12,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from config_vit_cifar10 import TrainConfig, ViTConfig
-from training import checkpoint, console, history
+from training import checkpoint, console, distributed, history
 from training.augment import Augmentation
 from training.cli import parse_training_command
 from training.data import Dataset, create_eval_loader, get_cifar10_dataloaders, load_dataset
@@ -34,6 +34,7 @@ from training.optim import create_optimizer, create_scheduler
 from training.provenance import cpu_name, describe_machine, refuse_other_run, resume_command, warn_of_other_machine
 from training.run_folder import RunFolder
 from training.signals import DeferredSignals, StopRequested
+from training.tensorboard import require_tensorboard, tensorboard
 from vit import VisionTransformer
 
 
@@ -41,21 +42,34 @@ def main(
     config: TrainConfig, create_model: Callable[..., nn.Module], resume: bool, overwrite: bool, extend: bool
 ) -> None:
     """A run from its settings to its files. `create_model` takes the config's model_args and num_classes."""
-    with RunFolder(Path(config.output_dir), console.print_warning) as folder:
-        if not (resume or overwrite):
-            folder.refuse_used()
-        saved = folder.load_last() if resume else None
-        train(config, create_model, folder, saved, overwrite, extend)
+    device = select_device(config.device)
+    if config.tensorboard:
+        require_tensorboard()
+    with ExitStack() as held:
+        folder = saved = None
+        if distributed.rank() == 0:  # the others wait for what it finds, and write nothing
+            folder = held.enter_context(RunFolder(Path(config.output_dir), console.print_warning))
+            if distributed.was_restarted():
+                resume, overwrite = folder.holds_run(), False
+            if not (resume or overwrite):
+                folder.refuse_used()
+            saved = folder.load_last() if resume else None
+        number = config.num_processes
+        if number == "auto":
+            number = distributed.choose_num_processes(config.batch_size, estimate_work(config, create_model), device)
+        held.enter_context(distributed.processes(number))
+        train(config, create_model, device, folder, saved, overwrite, extend)
 
 
 def train(
-    config: TrainConfig, create_model: Callable[..., nn.Module], folder: RunFolder, saved: dict[str, Any] | None,
-    overwrite: bool, extend: bool,
+    config: TrainConfig, create_model: Callable[..., nn.Module], device: torch.device, folder: RunFolder | None,
+    saved: dict[str, Any] | None, overwrite: bool, extend: bool,
 ) -> None:  # fmt: skip
-    """Train from the beginning, or from what was saved, in a folder that no other process writes to."""
-    device = select_device(config.device)
+    """Train from the beginning, or from what was saved; rank 0 has the folder that no other process writes to."""
     dtype, why_dtype = select_precision(config.precision, device)
-    dataset = load_dataset(config.dataset, config.data_dir, config.img_size, config.data_url, config.cache)
+    with distributed.rank_0_first(device):
+        dataset = load_dataset(config.dataset, config.data_dir, config.img_size, config.data_url, config.cache)
+    saved = distributed.broadcast(saved)
     train_loader, eval_loader = create_loaders(config, dataset, device)
     split, steps_per_epoch = eval_loader.split, len(train_loader)
     metadata = describe_run(config, create_model, dataset, train_loader, split, dtype)
@@ -67,7 +81,8 @@ def train(
 
     torch.manual_seed(config.seed)
     model = create_model(**metadata["model_args"]).to(device)
-    step_model = compile_model(model, device) if config.compile else model
+    distributed.seed_dropout(config.seed)
+    step_model = distributed.spread(compile_model(model, device) if config.compile else model, device)
     optimizer = create_optimizer(model, config.optimizer, config.learning_rate, config.weight_decay)
     state = checkpoint.TrainingState(model, optimizer, device, history.new_history(split))
     if saved:
@@ -78,29 +93,31 @@ def train(
     )
 
     def resumable() -> dict[str, Any]:
+        """What --resume goes on from; every rank has to give its part."""
         return {**metadata, "machine": machine, **state.state_dict()}
+
+    def save(files: dict[str, dict[str, Any]]) -> bool:
+        files = {**files, "last.pth": resumable()}
+        return folder.save(files) if folder else True
 
     def between_steps() -> None:
         signals.check()
-        if folder.save_due(config.save_minutes):
-            folder.save({"last.pth": resumable()})
+        if distributed.highest(bool(folder and folder.save_due(config.save_minutes))):
+            save({})
 
-    num_kept = 2 + math.ceil(config.num_epochs / config.save_every)  # best, final and those between
-    folder.require_space(model, 2 if config.optimizer == "adamw" else 1, num_kept, resumed=bool(saved))
-    if overwrite:
-        folder.move_aside()
-    if not saved or extend:
-        checkpoint.save(folder.path / "last.pth", resumable())  # a disk that takes none of it is better known now
-    if not saved or extend or not (folder.path / "config.json").exists():
-        history.write_json(folder.path / "config.json", {**metadata, **machine})
-    history.write_json(folder.path / "training_history.json", state.history)  # it may be behind, or damaged
-    save_contact_sheet(train_loader, folder.path / "augmented_images.png")
-    print_ready(metadata, model, count_flops(create_model, metadata), why_dtype, device, train_loader, eval_loader)
+    start = resumable()
+    if folder:
+        begin_in_folder(folder, config, model, {**metadata, **machine}, start, not saved or extend, overwrite)
+        save_contact_sheet(train_loader, folder.path / "augmented_images.png")
+    print_ready(metadata, create_model, model, why_dtype, device, train_loader, eval_loader)
     if saved:
         print(f"Resumed   after {state.epoch} epochs and {state.sums.step} steps of the next", flush=True)
 
     first_epoch, complete = state.epoch, True
-    with saving_when_stopped(folder, resumable) as signals:
+    with DeferredSignals() as signals, saving_when_stopped(save, config.output_dir), ExitStack() as held:
+        board = None
+        if folder and config.tensorboard:
+            board = held.enter_context(tensorboard(folder.path, state.epoch))
         for epoch in range(first_epoch, config.num_epochs):
             console.print_epoch_header(epoch + 1, config.num_epochs)
             train_loader.set_epoch(epoch, state.sums.step)
@@ -111,29 +128,59 @@ def train(
                 train_one_epoch(
                     step_model, train_loader, optimizer, scheduler, dtype, state.sums, progress,
                     clip_grad_norm=config.clip_grad_norm, label_smoothing=config.label_smoothing,
-                    between_steps=between_steps,
+                    between_steps=between_steps, look_every=1 if device.type == "cpu" else console.LINE_EVERY,
                 )  # fmt: skip
             start = time.perf_counter()
             figures = state.sums.figures() | evaluate(model, eval_loader, dtype, signals.check)
             figures |= {"epoch": epoch + 1, "epoch_time": state.sums.seconds + time.perf_counter() - start}
             new_best = figures[f"{split}_acc"] > max(state.history[f"{split}_acc"], default=-1.0)
+            if board:
+                board.write_epoch(figures, state.sums.grad_norm / steps_per_epoch)
             state.finish_epoch(figures)
-            files = weights_due(config, metadata, state, new_best)
-            complete = folder.save({**files, "last.pth": resumable()})
-            with folder.going_on():
-                history.write_json(folder.path / "training_history.json", state.history)
-                draw_curves(state.history, folder.path)
+            complete = save(weights_due(config, metadata, state, new_best))
+            if folder:
+                with folder.going_on():
+                    history.write_json(folder.path / "training_history.json", state.history)
+                    draw_curves(state.history, folder.path)
             console.print_summary(figures, split, new_best)
 
     if not complete:
-        raise RunError(f"not all of the run could be saved in {folder.path}: make room, then the same with --resume")
-    if first_epoch == config.num_epochs:
+        raise RunError(f"not all of the run could be saved in {config.output_dir}: make room, then --resume")
+    if folder and first_epoch == config.num_epochs:
         print(f"\nThis run has all its {config.num_epochs} epochs already.")
         draw_curves(state.history, folder.path)
-    print_best(state.history, folder.path)
+    print_best(state.history, config.output_dir)
     if split == "val":  # only now, and once: no choice was made on these images
-        test_loader = create_eval_loader(dataset, "test", train_loader.stats, device)
-        test_best_model(model, test_loader, dtype, folder.path)
+        test_best_model(model, dataset, train_loader, dtype, folder)
+
+
+def begin_in_folder(
+    folder: RunFolder, config: TrainConfig, model: nn.Module, description: dict[str, Any], start: dict[str, Any],
+    new: bool, overwrite: bool,
+) -> None:  # fmt: skip
+    """Check that there is room, and write what a run has before its first step; RunError where that can't be written.
+
+    A run is `new` with other settings than its folder has, also where it extends a shorter one.
+    """
+    num_kept = 2 + math.ceil(config.num_epochs / config.save_every)  # best, final and those between
+    folder.require_space(model, 2 if config.optimizer == "adamw" else 1, num_kept, resumed=not overwrite)
+    if overwrite:
+        folder.move_aside()
+    if new:
+        checkpoint.save(folder.path / "last.pth", start)  # a disk that takes none of it is better known now
+    if new or not (folder.path / "config.json").exists():
+        history.write_json(folder.path / "config.json", description)
+    history.write_json(folder.path / "training_history.json", start["history"])  # it may be behind, or damaged
+
+
+@contextmanager
+def saving_when_stopped(save: Callable[[dict[str, Any]], bool], folder: str) -> Iterator[None]:
+    """Inside it, a run that is asked to stop saves before it ends, and says how to go on."""
+    try:
+        yield
+    except StopRequested as request:
+        where = f"saved in {folder}" if save({}) else "this could not be saved"
+        raise request.as_exit(f"{where}. Go on with: {resume_command(sys.argv)}") from None
 
 
 def weights_due(
@@ -151,23 +198,18 @@ def weights_due(
     return {name: {**weights, "chosen_on": chosen_on.get(name)} for name in due if due[name]}
 
 
-def test_best_model(model: nn.Module, test_loader: ImageLoader, dtype: torch.dtype, folder: Path) -> None:
+def test_best_model(
+    model: nn.Module, dataset: Dataset, train_loader: ImageLoader, dtype: torch.dtype, folder: RunFolder | None
+) -> None:
     """Say and write down what the best model, chosen on other images, does on the test images."""
-    model.load_state_dict(checkpoint.load(folder / "best_model.pth")["model"])
+    ranks = distributed.rank(), distributed.world_size()
+    test_loader = create_eval_loader(dataset, "test", train_loader.stats, train_loader.images.device, *ranks)
+    best = checkpoint.load(folder.path / "best_model.pth")["model"] if folder else None
+    model.load_state_dict(distributed.broadcast(best) or {})
     test = evaluate(model, test_loader, dtype)
-    history.write_json(folder / "test_result.json", test)
+    if folder:
+        history.write_json(folder.path / "test_result.json", test)
     print(f"Test Loss of that model: {test['test_loss']:.4f} | Test Acc: {test['test_acc']:.2f}%")
-
-
-@contextmanager
-def saving_when_stopped(folder: RunFolder, resumable: Callable[[], dict[str, Any]]) -> Iterator[DeferredSignals]:
-    """Inside it, Ctrl-C and SIGTERM wait for the check between two steps; then the run is saved, and ends."""
-    with DeferredSignals() as signals:
-        try:
-            yield signals
-        except StopRequested as request:
-            where = f"saved in {folder.path}" if folder.save({"last.pth": resumable()}) else "this could not be saved"
-            raise request.as_exit(f"{where}. Go on with: {resume_command(sys.argv)}") from None
 
 
 def create_loaders(config: TrainConfig, dataset: Dataset, device: torch.device) -> tuple[ImageLoader, ImageLoader]:
@@ -190,6 +232,8 @@ def create_loaders(config: TrainConfig, dataset: Dataset, device: torch.device) 
         val_size=config.val_size,
         seed=config.seed,
         device=device,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
     )
 
 
@@ -213,24 +257,32 @@ def describe_run(
     }
 
 
-def count_flops(create_model: Callable[..., nn.Module], metadata: dict[str, Any]) -> int:
+def estimate_work(config: TrainConfig, create_model: Callable[..., nn.Module]) -> float:
+    """About how many floating-point operations the whole run is, known before its images are."""
+    num_images = config.max_train_images or (1437 if config.dataset == "digits" else 50_000)
+    return config.num_epochs * num_images * count_flops(create_model, config.model_args, config.img_size)
+
+
+def count_flops(create_model: Callable[..., nn.Module], model_args: dict[str, Any], img_size: int) -> int:
     """Floating-point operations of one image's forward and backward pass, counted by torch without computing them."""
-    img_size = metadata["config"]["img_size"]
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        create_model(**metadata["model_args"]).eval()(torch.empty(1, 3, img_size, img_size)).sum().backward()
+        create_model(**model_args).eval()(torch.empty(1, 3, img_size, img_size)).sum().backward()
     return counter.get_total_flops()
 
 
 def print_ready(
-    metadata: dict[str, Any], model: nn.Module, flops: int, why_precision: str, device: torch.device,
-    train_loader: ImageLoader, eval_loader: ImageLoader,
+    metadata: dict[str, Any], create_model: Callable[..., nn.Module], model: nn.Module, why_precision: str,
+    device: torch.device, train_loader: ImageLoader, eval_loader: ImageLoader,
 ) -> None:  # fmt: skip
     """What is about to run, on what."""
     config, img_size = metadata["config"], metadata["config"]["img_size"]
     num_classes = len(metadata["data"]["class_names"])
+    flops = count_flops(create_model, metadata["model_args"], img_size)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     images = f"{len(train_loader.images):,} training and {len(eval_loader.images):,} {metadata['split']} images"
     hardware = f"{cpu_name()}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+    if distributed.world_size() > 1:
+        hardware = f"{distributed.world_size()} processes of {hardware}"
     schedule = f"{config['num_epochs']} epochs of {len(train_loader)} steps, {config['batch_size']} images a step"
     print(
         f"Model     {metadata['model_name']}: {num_parameters:,} parameters, "
@@ -243,7 +295,7 @@ def print_ready(
     )
 
 
-def print_best(records: history.History, folder: Path) -> None:
+def print_best(records: history.History, folder: str) -> None:
     """The end of a run."""
     split = history.monitored_split(records)
     best = max(records[f"{split}_acc"])

@@ -1,32 +1,43 @@
-"""How fast a whole training step is: this repository's ViT against timm's, in fp32 and bf16, in one run.
+"""How fast a whole training step of ViT-Tiny is: this repository's against the libraries', in one run.
 
-    python benchmarks/throughput.py                           # a table, about two minutes on two cores
-    python benchmarks/throughput.py --json                    # the same as JSON
+    python benchmarks/throughput.py                           # tables for fp32 and bf16, some ten minutes on two cores
+    python benchmarks/throughput.py --no-compiled             # without torch.compile: two minutes
+    python benchmarks/throughput.py --json > throughput.json  # the same as JSON
 
-A step is forward, loss, backward and AdamW on a batch in memory; both have dropout 0.1. The candidates take turns, so
-that a machine that gets slower or faster does so for all, and the median counts. Run it with nothing else running.
+A step is forward, loss, backward and AdamW on a batch in memory; all have the same shape and dropout 0.1 in the same
+places. The candidates take turns, so that a machine that gets slower or faster does so for all, and the median counts.
+The ceiling is the step's matrix products alone, in bf16, each at the shape it has in the model. Run it with nothing
+else running.
 """
 
 import json
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository's root, wherever this is started from
 
+from resnet import ResNet18
 from training.cli import parse
-from training.device import autocast, select_device
+from training.device import autocast, compile_model, select_device
 from training.errors import exit_codes
 from training.optim import create_optimizer
 from vit import create_vit_tiny_cifar10
+
+ROOT = Path(__file__).parents[1]
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DROPOUT = 0.1
+TOKENS, WIDTH, HIDDEN, HEADS, DEPTH = 65, 192, 768, 3, 12  # of ViT-Tiny on 32x32 images with patches of 4x4
 
 
 @dataclass(frozen=True)
@@ -36,34 +47,91 @@ class BenchmarkConfig:
     batch_size: int = 64
     """images a step"""
     rounds: int = 12
-    """steps of each candidate that are timed; one before them is not"""
+    """steps of each candidate that are timed; two before them are not"""
+    epochs: int = 3
+    """epochs of the whole training that are timed, 22 steps each"""
+    compiled: bool = True
+    """with torch.compile too, which takes half a minute a candidate"""
     json: bool = False
-    """print JSON in place of the table"""
+    """print JSON in place of the tables"""
 
     def __post_init__(self):
-        for name in ("batch_size", "rounds"):
+        for name in ("batch_size", "rounds", "epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
-def create_timm_vit() -> nn.Module:
-    """timm's model of the same shape, with dropout in the same places."""
-    return TimmVisionTransformer(
-        img_size=32, patch_size=4, embed_dim=192, depth=12, num_heads=3, num_classes=10,
-        pos_drop_rate=0.1, proj_drop_rate=0.1,
+def create_timm() -> nn.Module:
+    from timm.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(
+        img_size=32, patch_size=4, embed_dim=WIDTH, depth=DEPTH, num_heads=HEADS, num_classes=10,
+        pos_drop_rate=DROPOUT, proj_drop_rate=DROPOUT,
     )  # fmt: skip
 
 
-def create_step(model: nn.Module, batch_size: int, dtype: torch.dtype, device: torch.device) -> Callable[[], None]:
-    """A function that does one training step."""
+def create_torchvision() -> nn.Module:
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(
+        image_size=32, patch_size=4, num_layers=DEPTH, num_heads=HEADS, hidden_dim=WIDTH, mlp_dim=HIDDEN,
+        dropout=DROPOUT, num_classes=10,
+    )  # fmt: skip
+
+
+def create_transformers() -> nn.Module:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    class Logits(nn.Module):
+        """The model without the record that it wraps its logits in."""
+
+        def __init__(self, model: nn.Module):
+            super().__init__()
+            self.model = model
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.model(images).logits
+
+    config = ViTConfig(
+        hidden_size=WIDTH, num_hidden_layers=DEPTH, num_attention_heads=HEADS, intermediate_size=HIDDEN,
+        hidden_dropout_prob=DROPOUT, image_size=32, patch_size=4, num_labels=10,  # pyright: ignore[reportCallIssue]
+    )  # fmt: skip
+    return Logits(ViTForImageClassification(config))
+
+
+def create_vit_pytorch() -> nn.Module:
+    from vit_pytorch import ViT
+
+    return ViT(
+        image_size=32, patch_size=4, num_classes=10, dim=WIDTH, depth=DEPTH, heads=HEADS, mlp_dim=HIDDEN,
+        dim_head=WIDTH // HEADS, dropout=DROPOUT, emb_dropout=DROPOUT,
+    )  # fmt: skip
+
+
+PEERS = {
+    "timm": create_timm,
+    "torchvision": create_torchvision,
+    "transformers": create_transformers,
+    "vit-pytorch": create_vit_pytorch,
+}
+
+
+def create_step(
+    model: nn.Module, batch_size: int, dtype: torch.dtype, device: torch.device, *, ours: bool, compiled: bool = False
+) -> Callable[[], None]:
+    """A function that does one training step; `ours` is with this repository's optimizer, else with torch's default."""
     model.to(device).train()
-    optimizer = create_optimizer(model, "adamw", learning_rate=1e-3, weight_decay=0.05)
+    if ours:
+        optimizer = create_optimizer(model, "adamw", learning_rate=1e-3, weight_decay=0.05)
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     images = torch.randn(batch_size, 3, 32, 32, device=device)
     labels = torch.randint(10, (batch_size,), device=device)
+    step_model = compile_model(model, device) if compiled else model
 
     def step() -> None:
         with autocast(device, dtype):
-            logits = model(images)
+            logits = step_model(images)
         optimizer.zero_grad()
         F.cross_entropy(logits.float(), labels).backward()
         optimizer.step()
@@ -73,42 +141,124 @@ def create_step(model: nn.Module, batch_size: int, dtype: torch.dtype, device: t
     return step
 
 
-def main(config: BenchmarkConfig) -> None:
-    """Time every candidate in turn, and print what came out."""
-    device = select_device("auto")
-    candidates = {
-        f"{name} {precision}": create_step(create(), config.batch_size, dtype, device)
-        for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
-        for name, create in (("timm", create_timm_vit), ("ours", create_vit_tiny_cifar10))
-    }
+def create_products(batch_size: int, dtype: torch.dtype, device: torch.device) -> Callable[[], None]:
+    """A function that does the matrix products of a step, forward and backward, and nothing else."""
+    n = batch_size * TOKENS
+    linear = [(n, WIDTH, 3 * WIDTH), (n, WIDTH, WIDTH), (n, WIDTH, HIDDEN), (n, HIDDEN, WIDTH)]
+    pairs = []
+    for rows, inner, columns in linear:  # the product, and those for the gradients of its two factors
+        for shape in ((rows, inner, columns), (rows, columns, inner), (inner, rows, columns)):
+            pairs.append(matrices((), *shape, dtype, device))
+    heads = (batch_size * HEADS,)
+    for inner, columns in ((WIDTH // HEADS, TOKENS), (TOKENS, WIDTH // HEADS)):
+        for shape in ((TOKENS, inner, columns), (TOKENS, columns, inner), (inner, TOKENS, columns)):
+            pairs.append(matrices(heads, *shape, dtype, device))
+
+    def step() -> None:
+        for _ in range(DEPTH):
+            for left, right in pairs:
+                torch.matmul(left, right)
+        if device.type != "cpu":
+            torch.get_device_module(device).synchronize()
+
+    return step
+
+
+def matrices(
+    batch: tuple[int, ...], rows: int, inner: int, columns: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Two factors for a product of (rows, inner) with (inner, columns)."""
+    return tuple(torch.randn(*batch, *shape, device=device).to(dtype) for shape in ((rows, inner), (inner, columns)))  # pyright: ignore
+
+
+def take_turns(candidates: dict[str, Callable[[], None]], batch_size: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Images per second of each candidate: median, slowest, fastest."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for round_number in range(config.rounds + 1):
+    for round_number in range(rounds + 2):
         for name, step in candidates.items():
             start = time.perf_counter()
             step()
-            if round_number:
+            if round_number >= 2:
                 seconds[name].append(time.perf_counter() - start)
-    rows = {
+    return {
         name: {
-            "images_per_second": config.batch_size / statistics.median(times),
-            "slowest": config.batch_size / max(times),
-            "fastest": config.batch_size / min(times),
+            "images_per_second": batch_size / statistics.median(times),
+            "slowest": batch_size / max(times),
+            "fastest": batch_size / min(times),
         }
         for name, times in seconds.items()
     }
-    best_peer = max(row["images_per_second"] for name, row in rows.items() if not name.startswith("ours"))
-    threads = torch.get_num_threads()
-    if config.json:
-        about = {"device": str(device), "threads": threads, "torch": str(torch.__version__), **vars(config)}
-        print(json.dumps({**about, "results": rows}, indent=2))
-        return
-    print(f"ViT-Tiny training step, batch {config.batch_size}, dropout 0.1, {device}, {threads} threads\n")
-    print("| candidate | images/s (median) | slowest to fastest | over timm's best |\n|---|---|---|---|")
-    for name, row in rows.items():
-        print(
-            f"| {name} | {row['images_per_second']:.1f} | {row['slowest']:.1f} to {row['fastest']:.1f} "
-            f"| {row['images_per_second'] / best_peer:.2f} |"
-        )
+
+
+def train_by_command(num_processes: str, epochs: int) -> dict[str, float]:
+    """Images per second of train_vit_cifar10.py with its defaults, by epoch, and its peak memory.
+
+    Data path and all, on scikit-learn's digits at CIFAR's size, so that nothing has to be downloaded. The first epoch,
+    which also warms up, does not count.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "train_vit_cifar10.py", "--dataset", "digits", "--output-dir", folder]
+        flags = ["--num-epochs", str(epochs + 1), "--warmup-epochs", "1", "--num-processes", num_processes]
+        subprocess.run([*command, *flags], cwd=ROOT, check=True, capture_output=True)
+        history = json.loads((Path(folder) / "training_history.json").read_text())
+    rates = history["images_per_second"][1:]
+    return {"images_per_second": statistics.median(rates), "slowest": min(rates), "fastest": max(rates)}
+
+
+def main(config: BenchmarkConfig) -> None:
+    """Time every candidate in turn, and print what came out."""
+    device = select_device("auto")
+    candidates: dict[str, Callable[[], None]] = {}
+    for compiled in (False, True) if config.compiled else (False,):
+        for precision, dtype in PRECISIONS.items():
+            for name, create in {**PEERS, "ours": create_vit_tiny_cifar10}.items():
+                label = f"{name} {precision}{' compiled' if compiled else ''}"
+                candidates[label] = create_step(
+                    create(), config.batch_size, dtype, device, ours=name == "ours", compiled=compiled
+                )
+    for precision, dtype in PRECISIONS.items():
+        candidates[f"products alone {precision}"] = create_products(config.batch_size, dtype, device)
+    rows = take_turns(candidates, config.batch_size, config.rounds)
+    candidates.clear()  # frees their threads and memory
+    for number in ("1", "2"):
+        processes = "1 process" if number == "1" else f"{number} processes"
+        rows[f"ours, whole training, {processes}"] = train_by_command(number, config.epochs)
+    plain = ResNet18().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+    resnets = {
+        "ResNet-18 plain fp32": create_step(plain, config.batch_size, torch.float32, device, ours=False),
+        "ResNet-18 ours bf16": create_step(ResNet18(), config.batch_size, torch.bfloat16, device, ours=True),
+    }
+    rows |= take_turns(resnets, config.batch_size, config.rounds)
+    about = {"device": str(device), "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+    report = {**about, **vars(config), "images_per_second": rows, "ratios": ratios(rows)}
+    print(json.dumps(report, indent=2) if config.json else table(report))
+
+
+def ratios(rows: dict[str, dict[str, float]]) -> dict[str, float]:
+    """What the issue is: how many times the peers, and which share of what the products alone would allow."""
+    rate = {name: row["images_per_second"] for name, row in rows.items()}
+    best_peer = max((name for name in rate if name.split()[0] in PEERS), key=rate.__getitem__)
+    ours = max(rate[name] for name in rate if name.startswith("ours, whole training"))
+    return {
+        f"whole training over the best peer's bare step ({best_peer})": ours / rate[best_peer],
+        "whole training over timm's step in fp32": ours / rate["timm fp32"],
+        "whole training over the products alone in bf16": ours / rate["products alone bf16"],
+        "ResNet-18, bf16 and channels last over plain fp32": rate["ResNet-18 ours bf16"] / rate["ResNet-18 plain fp32"],
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    lines = [
+        f"Batch {report['batch_size']}, dropout {DROPOUT}, {report['device']}, {report['threads']} threads, "
+        f"torch {report['torch']}\n",
+        "| training step of | images/s (median) | slowest to fastest |\n|---|---|---|",
+    ]
+    for name, row in report["images_per_second"].items():
+        lines.append(f"| {name} | {row['images_per_second']:.1f} | {row['slowest']:.1f} to {row['fastest']:.1f} |")
+    lines.append("\n| ratio | |\n|---|---|")
+    lines += [f"| {name} | {value:.2f} |" for name, value in report["ratios"].items()]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ VALUES: dict[str, SearchStrategy[Any]] = {
     "seed": st.integers(0, 2**63 - 1),
     "device": st.sampled_from(["auto", "cpu", "cuda", "mps"]),
     "precision": st.sampled_from(["auto", "fp32", "bf16"]),
+    "num_processes": st.just("auto") | st.integers(1, 1024),
     "output_dir": st.text(min_size=1).filter(str.strip),
     "save_minutes": st.floats(0, 1e6),
     "save_every": st.integers(1, 10**6),
@@ -162,6 +163,9 @@ NO_NUMBERS = WRONG_TYPES | st.text() | st.booleans() | st.sampled_from([math.nan
 def bad_values(config_class: type[TrainConfig], field: dataclasses.Field) -> SearchStrategy[Any]:
     """Of another type, or out of the field's range."""
     low, high = config_class.ranges.get(field.name, (0, 0))
+    if field.name == "num_processes":  # a number, or one word
+        wrong = NO_INTEGERS.filter(lambda value: value != "auto")
+        return wrong | st.integers(max_value=int(low) - 1) | st.integers(min_value=int(high) + 1)
     if get_args(field.type):  # one of some words
         return WRONG_TYPES | st.text().filter(lambda text: text not in get_args(field.type))
     if field.type is int:

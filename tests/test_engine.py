@@ -209,6 +209,72 @@ def test_between_two_steps_all_that_changes_has_changed_as_often():
     assert all(not torch.equal(before, after) for before, after in itertools.pairwise(weights))
 
 
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_looking_every_third_step_gives_the_weights_sums_and_figures_of_looking_at_each(name):
+    results = []
+    for look_every in (1, 3):
+        model, loader = tiny_vit(dropout=0.1), digits_loader(250, batch_size=32, shuffle_seed=0)  # 8 steps
+        optimizer = create_optimizer(model, name, learning_rate=0.01, weight_decay=0.05)
+        scheduler, sums, looks = create_scheduler(optimizer, 2, 8), EpochSums(), []
+        train_one_epoch(
+            model, loader, optimizer, scheduler, torch.float32, sums, TrainProgress(8, 250), clip_grad_norm=1.0,
+            between_steps=lambda sums=sums, looks=looks: looks.append((sums.step, sums.num_images)),
+            look_every=look_every,
+        )  # fmt: skip
+        figures = {key: value for key, value in sums.figures().items() if key != "images_per_second"}
+        results.append((flat(model), optimizer.state_dict(), figures, sums.num_correct, looks))
+        assert sums.seconds > 0
+    (weights, state, figures, correct, each), (other_weights, other_state, other_figures, other_correct, thirds) = (
+        results
+    )
+    assert torch.equal(other_weights, weights)
+    torch.testing.assert_close(other_state, state, rtol=0, atol=0)
+    assert other_figures == pytest.approx(figures, rel=1e-12)
+    assert other_correct == correct
+    assert thirds == [(3, 96), (6, 192), (8, 250)] == [each[2], each[5], each[7]]
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("clip_grad_norm", [0.0, 1.0])
+def test_a_gradient_that_is_not_finite_between_two_looks_leaves_no_trace_and_the_error_names_the_batches(
+    name, clip_grad_norm
+):
+    """That of batch 5, of which nothing but the look at batch 6 can tell."""
+    model, loader = tiny_vit(), digits_loader(250, batch_size=32)
+    optimizer = create_optimizer(model, name, learning_rate=0.01, weight_decay=0.5)
+    gradients, before, after, looks = [], [], [], []
+
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        gradients.append(gradient)
+        return gradient * math.nan if len(gradients) == 5 else gradient
+
+    def state() -> tuple:
+        return flat(model), copy.deepcopy(optimizer.state_dict()["state"])
+
+    model.cls_token.register_hook(spoil)
+    optimizer.register_step_pre_hook(lambda *_: before.append(state()))
+    optimizer.register_step_post_hook(lambda *_: after.append(state()))
+    with pytest.raises(RunError, match=r"^loss or gradient were not finite in batches 4 to 6 of epoch 1; .*untouched"):
+        run_epoch(
+            model, loader, optimizer, clip_grad_norm=clip_grad_norm, look_every=3,
+            between_steps=lambda: looks.append(len(gradients)),
+        )  # fmt: skip
+    assert looks == [3]  # the only moment at which a checkpoint could have been made
+    assert len(after) == 5
+    torch.testing.assert_close(after[4], before[4], rtol=0, atol=0)  # the fifth step did nothing
+    for i in (2, 3):
+        assert not torch.equal(after[i][0], before[i][0])
+
+
+def test_a_loss_that_is_not_finite_at_the_look_itself_is_named_with_its_value():
+    model, loader = Exploding(tiny_vit()), digits_loader(64, batch_size=32)
+    before = flat(model)
+    optimizer = create_optimizer(model, "adamw", learning_rate=1.0, weight_decay=0.5)
+    with pytest.raises(RunError, match=r"^the loss became nan in batches 1 to 2 of epoch 1; "):
+        run_epoch(model, loader, optimizer, look_every=3)  # the epoch ends after two
+    assert torch.equal(flat(model), before)
+
+
 @pytest.mark.parametrize("stop_at", [1, 2, 4])
 def test_an_epoch_taken_up_in_its_middle_takes_the_steps_that_are_left_and_comes_to_the_same_figures(stop_at):
     class Stop(Exception):
@@ -280,3 +346,14 @@ def test_a_tiny_vit_learns_64_digits_by_heart():
         run_epoch(model, loader, optimizer, scheduler)
     assert untrained < 50
     assert evaluate(model, loader, torch.float32)["train_acc"] == 100
+
+
+def test_the_gradients_norm_is_summed_before_it_is_clipped():
+    model, loader = tiny_vit(), digits_loader(32, batch_size=32)
+    images, labels = by_hand(loader)
+    gradients = torch.autograd.grad(nn.functional.cross_entropy(model(images), labels), [*model.parameters()])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    sums, progress = EpochSums(), TrainProgress(1, 32)
+    scheduler = LambdaLR(optimizer, lambda step: 1.0)
+    train_one_epoch(model, loader, optimizer, scheduler, torch.float32, sums, progress, clip_grad_norm=0.01)
+    assert sums.grad_norm == pytest.approx(torch.cat([part.flatten() for part in gradients]).norm().item(), rel=1e-3)

@@ -19,7 +19,7 @@ from training.provenance import describe_machine, refuse_other_run, resume_comma
 
 FREE = {  # changes neither the model nor what it learns from
     "preset", "output_dir", "data_dir", "data_url", "cache", "num_workers", "device", "compile", "save_minutes",
-    "save_every",
+    "save_every", "num_processes", "tensorboard",
 }  # fmt: skip
 MACHINE = {
     "device": "cpu", "cpu": "Old 1000", "threads": 2, "world_size": 1, "compile": False, "num_cpus": 4,

@@ -23,20 +23,20 @@ def test_resnet18_has_the_stated_size():
 @pytest.mark.parametrize(("sizes", "img_size"), [({}, 32), ({}, 4), ({"num_classes": 100, "in_chans": 1}, 17)])
 def test_weights_move_to_torchvision_and_back_with_the_same_logits_and_gradients(sizes, img_size, training):
     torch.manual_seed(0)
-    ours, theirs = ResNet18(**sizes), resnet18_of_torchvision(**sizes)
+    ours, theirs = ResNet18(**sizes).double(), resnet18_of_torchvision(**sizes).double()
     theirs.load_state_dict(ours.state_dict())
-    images = torch.randn(4, sizes.get("in_chans", 3), img_size, img_size)
+    images = torch.randn(4, sizes.get("in_chans", 3), img_size, img_size).double()
     logits, expected_logits = ours.train(training)(images), theirs.train(training)(images)
-    torch.testing.assert_close(logits, expected_logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits, expected_logits, rtol=1e-9, atol=1e-9)
     logits.square().sum().backward()
     expected_logits.square().sum().backward()
     expected = {name: parameter.grad for name, parameter in theirs.named_parameters()}
     for name, parameter in ours.named_parameters():
         assert parameter.grad is not None
         scale = parameter.grad.abs().max().item()
-        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-3, atol=1e-4 * scale, msg=name)
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-8, atol=1e-9 * scale, msg=name)
     for name, buffer in theirs.named_buffers():  # what batch norm has gathered
-        torch.testing.assert_close(ours.state_dict()[name], buffer, rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(ours.state_dict()[name], buffer, rtol=1e-9, atol=1e-9, msg=name)
     ours.load_state_dict(theirs.state_dict())
 
 

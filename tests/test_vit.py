@@ -1,13 +1,16 @@
 """vit.py computes what timm's VisionTransformer computes, learns, and refuses sizes that do not fit together."""
 
+import copy
 import math
 
 import pytest
 import timm.models.vision_transformer
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from vit import Dropout, VisionTransformer, create_vit_tiny_cifar10
+from training.device import autocast
+from vit import Attention, Dropout, VisionTransformer, create_vit_tiny_cifar10
 
 
 def test_vit_tiny_has_the_recipes_size():
@@ -82,33 +85,150 @@ def test_sizes_that_do_not_fit_are_refused_by_name(arguments, named):
         VisionTransformer(**arguments)
 
 
-@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-def test_dropout_drops_at_its_rate_independently_and_keeps_the_mean(p):
+@pytest.mark.parametrize("name", ["vit tiny", "one block"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+def test_computing_only_the_class_token_at_the_end_changes_no_logit_and_no_gradient(name, dtype, tolerance):
     torch.manual_seed(0)
-    n = 2_000_003  # no multiple of the four elements to a draw
-    dropped = Dropout(p)(torch.ones(n))
-    zeros = dropped == 0
-    assert dropped.unique().tolist() == pytest.approx([0, 1 / (1 - p)])
+    model = create_vit_tiny_cifar10(dropout=0.0, depth=12 if name == "vit tiny" else 1).to(dtype)
+    torch.nn.init.normal_(model.head.weight)
+    images = torch.randn(3, 3, 32, 32, dtype=dtype)
 
-    def share(events: torch.Tensor, probability: float) -> tuple[float, float]:
-        return events.double().mean().item(), 5 * math.sqrt(probability * (1 - probability) / len(events))
+    def in_full(images: Tensor) -> Tensor:
+        x = torch.cat([model.cls_token.expand(len(images), -1, -1), model.patch_embed(images)], dim=1)
+        return model.head(model.norm(model.blocks(x + model.pos_embed))[:, 0])
 
-    for lane in range(4):  # of a 64-bit draw
-        rate, five_sigma = share(zeros[lane::4], p)
-        assert rate == pytest.approx(p, abs=five_sigma)
-    for lag in (1, 2, 3, 4):
-        rate, five_sigma = share(zeros[lag:] & zeros[:-lag], p * p)
-        assert rate == pytest.approx(p * p, abs=five_sigma)
+    logits, expected = model(images), in_full(images)
+    torch.testing.assert_close(logits, expected, rtol=tolerance, atol=tolerance)
+    gradients, expected_gradients = (
+        torch.autograd.grad(F.cross_entropy(out, torch.arange(3)), [*model.parameters()]) for out in (logits, expected)
+    )
+    for (parameter, _), gradient, full in zip(model.named_parameters(), gradients, expected_gradients, strict=True):
+        atol = tolerance * full.abs().max().item()
+        torch.testing.assert_close(gradient, full, rtol=tolerance, atol=max(atol, tolerance / 10), msg=parameter)
 
 
-def test_dropout_backward_uses_the_forwards_mask_and_the_saved_random_state_repeats_it():
-    drop = Dropout(0.3)
-    x = torch.randn(64, 65, dtype=torch.bfloat16, requires_grad=True)
-    state = torch.get_rng_state()
-    y = drop(x)
-    y.sum().backward()
+@pytest.mark.parametrize("num_queries", [None, 1, 2])
+def test_attention_is_scaled_dot_product_attention_and_as_exact(num_queries):
+    torch.manual_seed(0)
+    attention, x = Attention(48, num_heads=3, dropout=0.0), torch.randn(2, 65, 48)
+
+    def by_torch(attention: Attention, x: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(2, (3, 16)).transpose(1, 2) for part in attention.qkv(x).chunk(3, dim=2))
+        return attention.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))[:, :num_queries]
+
+    found, expected = attention(x, num_queries), by_torch(attention, x)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    exact = by_torch(copy.deepcopy(attention).double(), x.double())
+    assert (found - exact).norm() <= 2 * (expected - exact).norm()
+    torch.testing.assert_close(attention.double()(x.double(), num_queries), exact, rtol=1e-12, atol=1e-13)
+
+
+def test_a_bf16_steps_logits_are_those_of_fp32_but_for_its_rounding():
+    torch.manual_seed(0)
+    model = create_vit_tiny_cifar10(dropout=0.0)
+    torch.nn.init.normal_(model.head.weight)
+    images = torch.randn(8, 3, 32, 32)
+    expected = model(images)
+    with autocast(torch.device("cpu"), torch.bfloat16):
+        logits = model(images)
+    assert logits.dtype == torch.bfloat16
+    error = ((logits.float() - expected).norm() / expected.norm()).item()
+    assert 2**-12 < error < 4 * 2**-8  # a rounding is off by up to 2^-8, those of 12 blocks partly cancel out
+
+
+def drops(p: float, dtype: torch.dtype, calls: int = 4000, shape: tuple[int, ...] = (4, 5, 61)) -> Tensor:
+    """Where a dropout of ones, called so often, has zeros: (calls, tokens, features)."""
+    torch.manual_seed(0)
+    drop, ones = Dropout(p), torch.ones(shape, dtype=dtype)  # 1,220 elements: half of the last 64-bit draw is left
+    return torch.stack([drop(ones) == 0 for _ in range(calls)]).flatten(1, 2)
+
+
+def rounding_variance(p: float) -> float:
+    """Of a feature's chance to be dropped, which is a 256th more in some calls than in others."""
+    up = 256 * p % 1
+    return up * (1 - up) / 256**2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("p", [0.003, 0.1, 0.5, 0.99])
+def test_dropout_drops_at_exactly_its_rate_each_token_and_each_feature(p, dtype):
+    zeros = drops(p, dtype).double()
+    calls, tokens, features = zeros.shape
+    rounding = rounding_variance(p) / calls
+    element = p * (1 - p) / calls
+    for over, variance in {
+        (0, 1, 2): element / (tokens * features) + rounding / features,
+        (0, 1): element / tokens + rounding,
+        (0, 2): element / features + rounding / features,
+    }.items():
+        assert (zeros.mean(over) - p).abs().max() < 5 * math.sqrt(variance), over
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout_drops_neighbours_and_the_places_of_two_calls_independently(p):
+    zeros = (drops(p, torch.float32).double() - p) / math.sqrt(p * (1 - p))
+    flat = zeros.flatten(1)
+    pairs = {f"{lag} apart": (flat[:, lag:], flat[:, :-lag]) for lag in (*range(1, 10), 64)}
+    pairs |= {f"{calls} calls apart": (flat[calls:], flat[:-calls]) for calls in (1, 2)}
+    pairs["a token apart"] = zeros[:, 1:], zeros[:, :-1]
+    for name, (one, other) in pairs.items():
+        assert abs((one * other).mean()) < 5 / math.sqrt(one.numel()), name
+
+
+@pytest.mark.parametrize("p", [0.003, 0.1, 0.5])
+def test_tokens_of_a_call_share_a_features_rounding_and_its_features_none(p):
+    """The number of a feature's drops then has a variance of n p (1 - p) (1 + (n - 1) correlation)."""
+    torch.manual_seed(0)
+    drop, ones, calls = Dropout(p), torch.ones(64 * 65, 96), 150
+    counts = torch.stack([(drop(ones) == 0).sum(dim=0) for _ in range(calls)]).double()
+    n = len(ones)
+    ratio = (counts - n * p).square().mean().item() / (n * p * (1 - p))
+    stated = rounding_variance(p) / (p * (1 - p))
+    if p == 0.1:
+        assert stated == pytest.approx(4e-5, rel=0.05)
+    expected = 1 + (n - 1) * stated
+    assert ratio == pytest.approx(expected, abs=5 * expected * math.sqrt(2 / counts.numel()))
+    in_all = (counts.sum(dim=1) - 96 * n * p).square().mean().item() / (96 * n * p * (1 - p))
+    assert in_all == pytest.approx(expected, abs=5 * expected * math.sqrt(2 / calls))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.99])
+def test_dropout_scales_what_it_keeps_and_the_gradient_by_the_same_mask(p, dtype):
+    torch.manual_seed(0)
+    x, weights = (torch.randn(64, 67, dtype=dtype) for _ in range(2))
+    y = Dropout(p)(x.requires_grad_())
+    y.backward(weights)
+    assert y.dtype == dtype
+    mask = (y != 0) * torch.tensor(1 / (1 - p), dtype=dtype)
+    assert 0 < (y != 0).sum() < y.numel()
+    assert torch.equal(y, x * mask)
     assert x.grad is not None
-    assert torch.equal(x.grad == 0, y == 0)
+    assert torch.equal(x.grad, weights * mask)
+
+
+def test_dropout_follows_torchs_random_state_also_from_its_middle():
+    drop, x = Dropout(0.3), torch.ones(3, 7, 11)
+    torch.manual_seed(5)
+    first = drop(x)
+    state = torch.get_rng_state()
+    second, third = drop(x), drop(x)
+    torch.manual_seed(5)
+    assert torch.equal(drop(x), first)
+    torch.rand(9)
     torch.set_rng_state(state)
-    assert torch.equal(drop(x), y)
-    assert drop.eval()(x) is x
+    assert torch.equal(drop(x), second)
+    assert torch.equal(drop(x), third)
+    assert not torch.equal(first, second)
+
+
+def test_dropout_does_and_draws_nothing_in_evaluation_and_at_0():
+    x, state = torch.randn(3, 7), torch.get_rng_state()
+    assert Dropout(0.3).eval()(x) is x
+    assert Dropout(0.0)(x) is x
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 8), (1, 1, 1), (3,), (2, 3, 5)])
+def test_dropout_takes_any_shape_an_empty_share_too(shape):
+    assert Dropout(0.5)(torch.ones(shape)).shape == shape

@@ -15,6 +15,7 @@ from typing import IO, Any
 import torch
 from torch import nn
 
+from training import distributed
 from training.engine import EpochSums
 from training.errors import RunError
 from training.files import first_line, write_atomically
@@ -128,13 +129,14 @@ class TrainingState:
         self.sums = EpochSums()
 
     def state_dict(self) -> dict[str, Any]:
+        """Plain values and tensors; with several processes, all of them have to ask for it."""
         return {
             "epoch": self.epoch,
             "epoch_sums": asdict(self.sums),
             "history": self.history,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "random_states": [get_random_state(self.device)],  # one for each rank
+            "random_states": distributed.gather(get_random_state(self.device)),  # one for each rank
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -142,7 +144,8 @@ class TrainingState:
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-            set_random_state(state["random_states"][0], self.device)
+            if distributed.rank() < len(state["random_states"]):
+                set_random_state(state["random_states"][distributed.rank()], self.device)
             self.history, self.sums = state["history"], EpochSums(**state["epoch_sums"])
             if state["epoch"] != self.epoch:
                 raise ValueError("epochs are missing in its history")

@@ -17,6 +17,8 @@ def select_device(name: str) -> torch.device:
         name = next(device for device, there in found.items() if there)
     if not found[name]:
         raise UsageError(f"--device {name}: torch finds no such device here; use --device auto")
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # one GPU for each of several processes
+        return torch.device(name, int(os.environ["LOCAL_RANK"]))
     return torch.device(name)
 
 

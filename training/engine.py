@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
+from training import distributed
 from training.console import TrainProgress
 from training.device import autocast
 from training.errors import RunError
@@ -25,8 +26,18 @@ class EpochSums:
     num_images: int = 0
     num_correct: int = 0
     loss: float = 0.0  # nats, summed over the images
+    grad_norm: float = 0.0  # L2 norm of the gradient before clipping, summed over the steps
     lr: float = 0.0  # of the last step
     seconds: float = 0.0
+
+    def add(self, step: int, num_images: int, num_correct: int, loss: float, grad_norm: float, seconds: float) -> None:
+        """Count what came since the last time, up to and with `step`."""
+        self.grad_norm += grad_norm
+        self.step = step
+        self.num_images += num_images
+        self.num_correct += num_correct
+        self.loss += loss
+        self.seconds += seconds
 
     def figures(self) -> dict[str, float]:
         """train_loss (nats), train_acc (percent), images_per_second, lr: each image counted as it was in its step."""
@@ -50,53 +61,74 @@ def train_one_epoch(
     clip_grad_norm: float = 0.0,
     label_smoothing: float = 0.0,
     between_steps: Callable[[], object] = lambda: None,
+    look_every: int = 1,
 ) -> None:
-    """Step through what is left of the loader's epoch, adding to `sums`; between two steps, all is fit to be saved.
+    """Step through what is left of the loader's epoch, adding to `sums`; in `between_steps` all is fit to be saved.
 
-    RunError where loss or gradient are not finite, before the step that would have spoilt the weights.
+    RunError where loss or gradient are not finite, before the step that would have spoilt the weights. Every
+    `look_every` steps the host waits for the device and looks at the figures; steps in between that are not finite are
+    left out by the (fused) optimizer itself.
     """
     model.train()
+    device, num_steps = loader.images.device, len(loader)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    start = time.perf_counter()
-    for images, labels in loader:
-        with autocast(images.device, dtype):
+    unseen = torch.zeros(4, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+    unseen_images, start = 0, time.perf_counter()
+    for step, (images, labels) in enumerate(loader, start=sums.step + 1):
+        num_images = loader.images_in_step(step - 1)  # of all ranks; a rank's share of the last may be empty
+        with autocast(device, dtype):
             logits = model(images)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing, reduction="sum")
         optimizer.zero_grad()
-        loss.backward()
+        (loss * (distributed.world_size() / num_images)).backward()  # gradients are averaged over the ranks
         grad_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        for name, value in (("loss", loss.item()), ("gradient's norm", grad_norm.item())):
-            if not math.isfinite(value):
-                raise RunError(
-                    f"the {name} became {value} in batch {sums.step + 1} of epoch {loader.epoch + 1}; what was saved "
-                    "is untouched. Start anew with a lower --learning-rate, --clip-grad-norm 1 or --precision fp32"
-                )
         if clip_grad_norm:
             nn.utils.clip_grads_with_norm_(parameters, clip_grad_norm, grad_norm)
+        finite = loss.isfinite() & grad_norm.isfinite()
+        likeliest = labels if labels.ndim == 1 else labels.argmax(dim=1)  # of a mixed image: the class with most of it
+        correct = (logits.argmax(dim=1) == likeliest).sum()
+        unseen += torch.stack([loss.detach(), correct, grad_norm / distributed.world_size(), ~finite])
+        unseen_images += num_images
+
+        look = step % look_every == 0 or step == num_steps
+        if look:
+            loss_sum, num_correct, norms, num_bad = distributed.add_up(unseen).tolist()
+            if num_bad:
+                raise not_finite(loss, grad_norm, loader.epoch + 1, sums.step + 1, step)
+        optimizer.found_inf = None if look else (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
         sums.lr = optimizer.param_groups[0]["lr"]
         optimizer.step()
         scheduler.step()
+        if look:
+            now = time.perf_counter()
+            sums.add(step, unseen_images, int(num_correct), loss_sum, norms, now - start)
+            figures = sums.figures()
+            progress.update(step, unseen_images, figures["train_loss"], figures["train_acc"], sums.lr)
+            unseen, unseen_images, start = torch.zeros_like(unseen), 0, now
+            between_steps()
 
-        sums.step += 1
-        sums.num_images += len(labels)
-        sums.loss += loss.item() * len(labels)
-        likeliest = labels if labels.ndim == 1 else labels.argmax(dim=1)  # of a mixed image: the class with most of it
-        sums.num_correct += int((logits.argmax(dim=1) == likeliest).sum())
-        now = time.perf_counter()
-        sums.seconds, start = sums.seconds + now - start, now
-        figures = sums.figures()
-        progress.update(sums.step, len(labels), figures["train_loss"], figures["train_acc"], sums.lr)
-        between_steps()
+
+def not_finite(loss: Tensor, grad_norm: Tensor, epoch: int, first_batch: int, batch: int) -> RunError:
+    """The error of a loss or gradient that is infinite or no number; `first_batch` is the first it can have been in."""
+    values = {"loss": loss.item(), "gradient's norm": grad_norm.item()}
+    bad = [f"the {name} became {value}" for name, value in values.items() if not math.isfinite(value)]
+    where = f"batch {batch}" if first_batch == batch else f"batches {first_batch} to {batch}"
+    return RunError(
+        f"{bad[0] if bad else 'loss or gradient were not finite'} in {where} of epoch {epoch}; what was saved is "
+        "untouched. Start anew with a lower --learning-rate, --clip-grad-norm 1 or --precision fp32"
+    )
 
 
 @torch.inference_mode()
 def predict(
     model: nn.Module, loader: ImageLoader, dtype: torch.dtype, between_batches: Callable[[], object] = lambda: None
 ) -> tuple[Tensor, Tensor]:
-    """Logits (n, num_classes) in fp32 and labels (n,) of all images, on the CPU."""
+    """Logits (n, num_classes) in fp32 and labels (n,) of this rank's images, on the CPU."""
     model.eval()
     logits, labels = [], []
-    for images, batch_labels in tqdm(loader, f"evaluating on the {loader.split} images", disable=None, leave=False):
+    for images, batch_labels in tqdm(
+        loader, f"evaluating on the {loader.split} images", disable=True if distributed.rank() else None, leave=False
+    ):
         with autocast(images.device, dtype):
             logits.append(model(images).float())
         labels.append(batch_labels)
@@ -112,10 +144,11 @@ def evaluate(
     RunError where the loss is not finite, so that no such model is saved.
     """
     logits, labels = predict(model, loader, dtype, between_batches)
-    loss = F.cross_entropy(logits.double(), labels).item()
-    if not math.isfinite(loss):
+    sums = [F.cross_entropy(logits.double(), labels, reduction="sum"), (logits.argmax(dim=1) == labels).sum()]
+    loss_sum, correct = distributed.add_up(torch.stack(sums)).tolist()
+    if not math.isfinite(loss_sum):
         raise RunError(
-            f"the {loader.split} loss became {loss}: start anew with a lower --learning-rate, or --clip-grad-norm 1"
+            f"the {loader.split} loss became {loss_sum}: start anew with a lower --learning-rate, or --clip-grad-norm 1"
         )
-    correct = int((logits.argmax(dim=1) == labels).sum())
-    return {f"{loader.split}_loss": loss, f"{loader.split}_acc": 100 * correct / len(labels)}
+    num_images = len(loader.images)
+    return {f"{loader.split}_loss": loss_sum / num_images, f"{loader.split}_acc": 100 * int(correct) / num_images}

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,10 @@ class UsageError(RunError):
     exit_code = 2
 
 
+class PeerError(RunError):
+    """Another process of the run failed, and says why itself."""
+
+
 class Terminated(BaseException):
     """SIGTERM arrived."""
 
@@ -33,14 +38,19 @@ def exit_codes(advice: str = "") -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without ✓ shows ? and goes on
+    rank = int(os.environ.get("RANK", 0))  # of several processes that share the work, see training/distributed.py
+    if rank:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 until the end
     previous = signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
     except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not (rank and isinstance(error, PeerError | UsageError)):  # which rank 0 says
+            print(f"{f'process {rank}: ' if rank else ''}error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, Terminated) as stop:
-        print(f"\nstopped. {str(stop) or advice}".rstrip(), file=sys.stderr)
+        if not rank:
+            print(f"\nstopped. {str(stop) or advice}".rstrip(), file=sys.stderr)
         sys.exit(130 if isinstance(stop, KeyboardInterrupt) else 143)
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -79,6 +79,10 @@ class ImageLoader:
         """Steps of a whole epoch; a last smaller batch counts."""
         return -(-len(self.images) // self.batch_size)
 
+    def images_in_step(self, step: int) -> int:
+        """Images of a step, counted from 0, in all ranks together."""
+        return min(self.batch_size, len(self.images) - step * self.batch_size)
+
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
         """Choose the epoch that the next iteration has, and the step it begins with, both counted from 0."""
         self.epoch, self.start_step = epoch, start_step

@@ -19,7 +19,7 @@ def create_optimizer(model: nn.Module, name: str, learning_rate: float, weight_d
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
-    return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9, nesterov=True)
+    return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9, nesterov=True, fused=True)
 
 
 def lr_factor(step: int, warmup_steps: int, total_steps: int) -> float:

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from training import console
+from training import console, distributed
 from training.errors import UsageError
 
 # What a resumed run may do otherwise than before: none of it changes what the model is or learns from.
 FREE_ON_RESUME = (
     *("preset", "output_dir", "data_dir", "data_url", "cache"),
-    *("num_workers", "device", "compile", "save_minutes", "save_every"),
+    *("num_workers", "device", "compile", "num_processes", "tensorboard", "save_minutes", "save_every"),
 )
 
 
@@ -81,7 +81,7 @@ def describe_machine(device: torch.device, compiled: bool) -> dict[str, Any]:
         "cpu": cpu_name(),
         "num_cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "world_size": 1,  # processes that share the work
+        "world_size": distributed.world_size(),
         "compile": compiled,
     }
 

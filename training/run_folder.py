@@ -17,7 +17,7 @@ from training import checkpoint
 from training.errors import RunError, UsageError
 from training.files import DiskError, create_folder, first_line, remove_temporary_files
 
-RUN_FILES = ("*.pth", "config.json", "training_history.json", "test_result.json", "*.png", "evaluation")
+RUN_FILES = ("*.pth", "config.json", "training_history.json", "test_result.json", "*.png", "evaluation", "tensorboard")
 LOCK, OWNER = ".lock", ".lock-owner"
 LOCK_TIMEOUT = 1  # seconds that a second process waits for the first to leave
 FIGURES_SIZE = 8 << 20  # bytes, ample, for the pictures and the JSON files of a run

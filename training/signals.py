@@ -5,6 +5,7 @@ import signal
 from types import FrameType
 from typing import Any, Self
 
+from training import distributed
 from training.errors import Terminated
 
 NOTE = "\nstopping after this step; Ctrl-C once more stops at once, without saving\n"
@@ -23,7 +24,7 @@ class DeferredSignals:
     signals = (signal.SIGINT, signal.SIGTERM)
 
     def __enter__(self) -> Self:
-        self.pending: int | None = None
+        self.pending = 0  # the signal's number
         self.previous: dict[int, Any] = {}
         for number in self.signals:
             if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup, or for a script's background process
@@ -35,15 +36,17 @@ class DeferredSignals:
             signal.signal(number, handler)
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        if self.pending is not None:
+        if self.pending and not distributed.under_torchrun():  # which passes on what the terminal has sent already
             raise self.exit_of(number)
+        if not self.pending and distributed.rank() == 0:
+            os.write(2, NOTE.encode())  # print may be busy: a signal comes at any time
         self.pending = number
-        os.write(2, NOTE.encode())  # print may be busy: a signal comes at any time
 
     def check(self) -> None:
-        """StopRequested if a signal came."""
-        if self.pending is not None:
-            raise StopRequested(self.exit_of(self.pending))
+        """StopRequested if a signal came, to any of the processes of the run; all of them have to ask."""
+        number = distributed.highest(self.pending)
+        if number:
+            raise StopRequested(self.exit_of(number))
 
     @staticmethod
     def exit_of(number: int) -> type[BaseException]:

@@ -1,0 +1,102 @@
+"""What size costs: time of a training step against tokens, depth, width and batch, beside the arithmetic's own growth.
+
+    python benchmarks/cost.py                                 # results/cost_by_size.json and .png, four minutes
+
+Each point is ViT-Tiny with one thing changed. The dashed line is the time if it grew as the floating-point
+operations do, from ViT-Tiny itself. Run it with nothing else running.
+"""
+
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from throughput import create_step
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository's root, wherever this is started from
+
+from train_vit_cifar10 import count_flops
+from training.cli import parse
+from training.device import select_device, select_precision
+from training.errors import exit_codes
+from training.history import write_json
+from vit import VisionTransformer, create_vit_tiny_cifar10
+
+VARIED: dict[str, list[tuple[str, dict[str, int], int]]] = {  # axis: label, what is changed in the model, batch
+    "tokens (patch 8, 4, 2)": [(str((32 // p) ** 2 + 1), {"patch_size": p}, 64) for p in (8, 4, 2)],
+    "depth": [(str(depth), {"depth": depth}, 64) for depth in (3, 6, 12, 24)],
+    "width": [(str(width), {"embed_dim": width}, 64) for width in (96, 192, 384)],
+    "images a step": [(str(batch), {}, batch) for batch in (16, 32, 64, 128)],
+}
+
+
+@dataclass(frozen=True)
+class CostConfig:
+    """How to measure."""
+
+    rounds: int = 5
+    """steps of each size that are timed; one before them is not"""
+    output_dir: str = "results"
+    """folder for cost_by_size.json and cost_by_size.png"""
+
+
+def main(config: CostConfig) -> None:
+    """Time every size in turn, write and draw what came out."""
+    device = select_device("auto")
+    dtype, _ = select_precision("auto", device)
+    points = [(axis, *point) for axis, sizes in VARIED.items() for point in sizes]
+    steps = [create_step(create_vit_tiny_cifar10(**args), n, dtype, device, ours=True) for _, _, args, n in points]
+    seconds: list[list[float]] = [[] for _ in points]
+    for _ in range(config.rounds + 1):
+        for step, times in zip(steps, seconds, strict=True):
+            start = time.perf_counter()
+            step()
+            times.append(time.perf_counter() - start)
+    rows: list[dict[str, Any]] = []
+    for (axis, label, args, batch), times in zip(points, seconds, strict=True):
+        flops = count_flops(VisionTransformer, args, 32)
+        milliseconds = 1000 * statistics.median(times[1:]) / batch
+        rows.append({"axis": axis, "label": label, "ms_per_image": milliseconds, "gflop_per_image": flops / 1e9})
+    about = {
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "precision": str(dtype),
+        "rounds": config.rounds,
+    }
+    write_json(Path(config.output_dir) / "cost_by_size.json", {**about, "rows": rows})
+    draw(rows, Path(config.output_dir) / "cost_by_size.png")
+    for row in rows:
+        print(
+            f"{row['axis']} {row['label']}: {row['ms_per_image']:.2f} ms, {row['gflop_per_image']:.2f} GFLOP an image"
+        )
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+
+    from training.plots import save_figure
+
+    tiny = next(row for row in rows if row["axis"] == "depth" and row["label"] == "12")
+    figure, all_axes = plt.subplots(1, len(VARIED), figsize=(15, 3.8), layout="constrained", sharey=True)
+    for axes, axis in zip(all_axes, VARIED, strict=True):
+        here = [row for row in rows if row["axis"] == axis]
+        labels = [row["label"] for row in here]
+        axes.plot(labels, [row["ms_per_image"] for row in here], "o-", label="measured")
+        scale = tiny["ms_per_image"] / tiny["gflop_per_image"]
+        axes.plot(labels, [scale * row["gflop_per_image"] for row in here], "s--", label="as the arithmetic grows")
+        axes.set(xlabel=axis, yscale="log")
+        axes.yaxis.set(major_locator=FixedLocator([2, 5, 10, 20, 50]), major_formatter=ScalarFormatter())
+        axes.yaxis.set_minor_locator(NullLocator())
+    all_axes[0].set_ylabel("ms an image (log scale)")
+    all_axes[0].legend()
+    figure.suptitle("What a training step of ViT-Tiny costs with one thing changed")
+    save_figure(figure, path)
+
+
+if __name__ == "__main__":
+    with exit_codes():
+        main(parse(CostConfig, __doc__ or ""))
