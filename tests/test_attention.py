@@ -1,0 +1,157 @@
+"""The attention shown is the model's own, lies over the patches it belongs to, and rolls out as the paper says."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from resnet import ResNet18
+from training import attention
+from training.attention_plots import overlay
+from vit import VisionTransformer
+
+
+@pytest.fixture
+def model() -> VisionTransformer:
+    torch.manual_seed(0)
+    model = VisionTransformer(img_size=12, patch_size=4, embed_dim=12, depth=3, num_heads=2, num_classes=5)
+    for parameter in model.parameters():  # far from its even beginning: attention is far from even too
+        nn.init.normal_(parameter, std=0.5)
+    return model.eval()
+
+
+def all_weights(model: VisionTransformer, images: Tensor) -> list[Tensor]:
+    inputs = attention.attention_inputs(model, images)
+    return [attention.attention_weights(block.attn, x) for block, x in zip(model.blocks, inputs, strict=True)]
+
+
+def test_rows_sum_to_one_and_nothing_is_negative(model):
+    layers = all_weights(model, torch.randn(4, 3, 12, 12))
+    assert [layer.shape for layer in layers] == [(4, 2, 10, 10)] * 3
+    for weights in layers:
+        assert weights.min() >= 0
+        torch.testing.assert_close(weights.sum(dim=-1), torch.ones(4, 2, 10))
+    torch.testing.assert_close(attention.rollout(layers).sum(dim=-1), torch.ones(4, 10))
+
+
+def test_a_forward_pass_by_hand_with_these_weights_gives_the_models_own_logits(model):
+    images = torch.randn(4, 3, 12, 12)
+    with torch.no_grad():
+        tokens = torch.cat([model.cls_token.expand(4, -1, -1), model.patch_embed(images)], dim=1) + model.pos_embed
+        for block, weights in zip(model.blocks, all_weights(model, images), strict=True):
+            normed = block.norm1(tokens)
+            value = nn.functional.linear(normed, block.attn.qkv.weight[24:], block.attn.qkv.bias[24:])  # the last third
+            heads = [weights[:, h] @ value[..., 6 * h : 6 * h + 6] for h in range(2)]
+            tokens = tokens + block.attn.proj(torch.cat(heads, dim=-1))
+            tokens = tokens + block.mlp(block.norm2(tokens))
+        logits = model.head(model.norm(tokens)[:, 0])
+        torch.testing.assert_close(logits, model(images), rtol=1e-4, atol=1e-4)
+        uneven = all_weights(model, images)[0].amax()
+    assert uneven > 0.5  # else even weights would pass too
+
+
+def test_rollout_is_that_of_a_straightforward_loop(model):
+    layers = all_weights(model, torch.randn(3, 3, 12, 12))
+    found = attention.rollout(layers).numpy()
+    for image in range(3):
+        expected = np.eye(10)
+        for weights in layers:
+            step = np.zeros((10, 10))
+            for i in range(10):
+                for j in range(10):
+                    mean = np.mean([weights[image, head, i, j].item() for head in range(2)])
+                    step[i, j] = 0.5 * mean + 0.5 * (i == j)
+            step /= step.sum(axis=1, keepdims=True)
+            expected = step.dot(expected)
+        np.testing.assert_allclose(found[image], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_rollout_of_no_block_is_refused():
+    with pytest.raises(ValueError, match="at least one block"):
+        attention.rollout([])
+
+
+def model_that_looks_at(patches: list[int]) -> VisionTransformer:
+    """A model of 3 x 3 patches in which head h of the class token looks at the patch patches[h], whatever the image.
+
+    Token t's position embedding is the t-th unit vector, and all else that goes in is 0, so that after the norm its
+    t-th number is the largest. The query of head h reads the class token's number, its key that of the patch.
+    """
+    model = VisionTransformer(img_size=12, patch_size=4, embed_dim=12, depth=1, num_heads=len(patches), num_classes=2)
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    block: Any = model.blocks[0]
+    nn.init.ones_(block.norm1.weight)
+    with torch.no_grad():
+        model.pos_embed[0, :, :10] = torch.eye(10)
+        width = 12 // len(patches)
+        for head, patch in enumerate(patches):
+            block.attn.qkv.weight[head * width, 0] = 5.0  # query, from token 0
+            block.attn.qkv.weight[12 + head * width, 1 + patch] = 5.0  # key, from the patch's token
+    return model.eval()
+
+
+def test_each_map_lies_over_the_patch_that_its_head_looks_at():
+    patches = [5, 0, 7]  # row 1 column 2, the top left corner, row 2 column 1: none its own mirror image
+    model = model_that_looks_at(patches)
+    images = torch.randn(2, 3, 12, 12)
+    rollout, heads = attention.class_token_attention(model, images)
+    assert (rollout.shape, heads.shape) == ((2, 3, 3), (2, 3, 3, 3))
+    for head, patch in enumerate(patches):
+        row, column = divmod(patch, 3)
+        assert (heads[:, head, row, column] > 0.99).all()
+        assert heads[:, head].sum() < 2.0001
+    even = torch.zeros(3, 3)
+    for patch in patches:
+        even[divmod(patch, 3)] = 1 / 6  # a third of the heads, half of it the residual connection's
+    torch.testing.assert_close(rollout, even.expand(2, 3, 3), atol=0.01, rtol=0)
+
+
+def test_the_patches_are_where_the_image_has_them():
+    """The other half of the claim: what stands at row r and column c of the image is the patch r * S + c."""
+    model = VisionTransformer(img_size=12, patch_size=4, embed_dim=12, depth=1, num_heads=1, num_classes=2)
+    for row in range(3):
+        for column in range(3):
+            image = torch.zeros(1, 3, 12, 12)
+            image[..., 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = 1
+            with torch.no_grad():
+                changed = (model.patch_embed(image) - model.patch_embed(torch.zeros_like(image))).abs().sum(dim=-1)
+            assert attention.as_grid(changed)[0].nonzero().tolist() == [[row, column]]
+
+
+def test_the_overlay_is_bright_over_the_patch_and_nowhere_else():
+    image = torch.randint(0, 256, (3, 12, 12), dtype=torch.uint8)
+    weights = torch.zeros(3, 3)
+    weights[1, 2] = 0.2
+    picture = overlay(image, weights, size=24)
+    assert picture.shape == (24, 24, 3)
+    assert 0 <= picture.min() <= picture.max() <= 1
+    lightness = picture.mean(axis=-1)
+    there = np.zeros((24, 24), bool)
+    there[8:16, 16:24] = True
+    assert lightness[there].min() > lightness[~there].max()  # in black and white too, whatever the image
+    assert overlay(image, torch.zeros(3, 3)).max() <= 1  # nothing is looked at: no division by 0
+
+
+def test_position_similarity_is_the_cosine_of_each_pair(model):
+    found = attention.position_similarity(model)
+    assert found.shape == (3, 3, 3, 3)
+    for i in range(9):
+        for j in range(9):
+            one, other = model.pos_embed[0, 1 + i], model.pos_embed[0, 1 + j]
+            cosine = torch.dot(one, other) / (one.norm() * other.norm())
+            torch.testing.assert_close(found[i // 3, i % 3, j // 3, j % 3], cosine.detach())
+
+
+def test_hooks_do_not_stay(model):
+    before = model(torch.zeros(1, 3, 12, 12))
+    attention.class_token_attention(model, torch.zeros(1, 3, 12, 12))
+    assert not any(module._forward_hooks for module in model.modules())
+    torch.testing.assert_close(model(torch.zeros(1, 3, 12, 12)), before, rtol=0, atol=0)
+
+
+def test_a_resnet_has_no_attention(model):
+    assert attention.has_attention(model)
+    assert not attention.has_attention(ResNet18())

@@ -1,0 +1,335 @@
+"""What evaluate_vit.py does beyond the plain evaluation: mirror images, corruptions, a second model, own pictures."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import evaluate_vit
+from evaluate_vit import EvaluateConfig, main
+from resnet import ResNet18
+from training import checkpoint, history
+from training.cli import parse
+from training.corruptions import CORRUPTIONS, corrupt
+from training.data import Dataset, load_dataset
+from training.errors import RunError, UsageError
+from training.figures import FIGURES
+from vit import VisionTransformer
+
+ALWAYS = {
+    "training_curves", "confusion_matrix", "per_class_accuracy", "reliability", "confidence", "predictions", "mistakes",
+}  # fmt: skip
+INSIDE = {"attention", "position_embeddings", "patch_filters"}
+COMPARISON = {"comparison_curves", "comparison_classes", "comparison_images"}
+
+
+def write_checkpoint(
+    path: Path, model: nn.Module, class_names: list[str], img_size: int, records: dict[str, Any], **config: Any
+) -> str:
+    """A checkpoint as a run writes it, of a model that was not trained."""
+    path.parent.mkdir(exist_ok=True, parents=True)
+    settings = {"dataset": "digits", "data_dir": "data", "data_url": "", "img_size": img_size, **config}
+    arguments = {"num_classes": len(class_names)}
+    if isinstance(model, VisionTransformer):
+        arguments |= {"img_size": img_size, "patch_size": 4, "embed_dim": 12, "depth": 1, "num_heads": 1}
+    content = {
+        "model_name": type(model).__name__, "model_args": arguments, "config": settings, "precision": "float32",
+        "data": {"class_names": class_names, "mean": [0.5] * 3, "std": [0.5] * 3}, "epoch": len(records["epoch"]),
+        "history": records, "chosen_on": "test", "model": model.state_dict(),
+    }  # fmt: skip
+    checkpoint.save(path, content)
+    return str(path)
+
+
+def tiny_vit(num_classes: int = 10, img_size: int = 8) -> VisionTransformer:
+    model = VisionTransformer(img_size, 4, embed_dim=12, depth=1, num_heads=1, num_classes=num_classes)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)  # so that its answers differ from image to image
+    nn.init.zeros_(model.head.bias)
+    return model
+
+
+def one_epoch() -> dict[str, list[float]]:
+    return {name: [1.0] for name in history.new_history("test")} | {"test_acc": [10.0]}
+
+
+@pytest.fixture(autouse=True)
+def seeded(monkeypatch, tmp_path):
+    torch.manual_seed(0)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def digits(tmp_path) -> str:
+    return write_checkpoint(tmp_path / "run" / "best_model.pth", tiny_vit(), list("0123456789"), 8, one_epoch())
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch) -> Dataset:
+    """Images of two classes that may be mirrored, in place of CIFAR-10's."""
+    random = np.random.default_rng(0)
+    plain = random.uniform(30, 220, (40, 3, 1, 1)) + random.uniform(-30, 30, (40, 3, 8, 8))  # each of its own colour
+    images = torch.from_numpy(plain.astype(np.uint8))
+    dataset = Dataset(["cat", "dog"], images, torch.arange(40) % 2, images, torch.arange(40) % 2)
+    monkeypatch.setattr(evaluate_vit, "load_dataset", lambda *args: dataset)
+    return dataset
+
+
+@pytest.fixture
+def cats(tmp_path, pictures) -> str:
+    path = tmp_path / "cats" / "best_model.pth"
+    return write_checkpoint(path, tiny_vit(num_classes=2), ["cat", "dog"], 8, one_epoch(), dataset="cifar10")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "evaluation.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+
+
+def logits_of(path: str, images: Tensor) -> Tensor:
+    """The model's logits, by hand."""
+    saved = torch.load(path, weights_only=True)
+    model = evaluate_vit.MODELS[saved["model_name"]](**saved["model_args"]).eval()
+    model.load_state_dict(saved["model"])
+    with torch.inference_mode():
+        return model((images.float() / 255 - 0.5) / 0.5)
+
+
+def figures_in(folder: Path) -> set[str]:
+    return {path.stem for path in folder.glob("*.png")}
+
+
+def evaluate(path: str, *args: Any, **options: Any) -> dict[str, Any]:
+    main(EvaluateConfig(path, "out", device="cpu", **options))
+    return read(Path("out"))
+
+
+def test_every_figure_is_drawn_or_said_to_be_left_out(digits, capsys):
+    evaluate(digits)
+    assert figures_in(Path("out")) == ALWAYS | INSIDE
+    assert "No " not in capsys.readouterr().out
+
+
+def test_skipped_figures_are_neither_drawn_nor_kept_from_before(digits, capsys):
+    evaluate(digits)
+    kept = evaluate(digits, skip=("attention", "predictions"))
+    assert figures_in(Path("out")) == (ALWAYS | INSIDE) - {"attention", "predictions"}
+    page = Path("out/report.html").read_text()
+    assert "attention: left out by --skip" in page
+    assert kept["num_images"] == 360
+
+
+def test_a_figure_that_does_not_exist_is_named_with_those_that_do():
+    with pytest.raises(ValueError, match=r"skip must name figures.*training_curves.*got 'atention'"):
+        EvaluateConfig(skip=("attention", "atention"))
+
+
+def test_help_shows_an_example_of_each_use_and_names_the_figures(capsys):
+    with pytest.raises(SystemExit):
+        parse(EvaluateConfig, evaluate_vit.__doc__ or "", ["--help"])
+    said = capsys.readouterr().out
+    examples = [line for line in said.splitlines() if line.startswith("    python evaluate_vit.py")]
+    for flag in ("--checkpoint", "--compare", "--flip", "--corruptions", "--skip", "--images"):
+        assert any(f" {flag} " in line for line in examples)
+    assert all(name in said for name in FIGURES)
+
+
+@pytest.mark.parametrize(
+    "option", [{"flip": True}, {"corruptions": True}, {"compare": "x"}, {"skip": ("attention",)}, {"data_dir": "x"}]
+)
+def test_an_option_that_says_nothing_for_pictures_is_refused_beside_them(option):
+    [name] = option
+    with pytest.raises(ValueError, match=f"leave out --{name.replace('_', '-')}"):
+        EvaluateConfig(images=("cat.jpg",), **option)
+
+
+def test_flip_averages_the_probabilities_and_leaves_the_headline_alone(cats, pictures, capsys):
+    plain = evaluate(cats, skip=tuple(FIGURES))
+    flipped = evaluate(cats, skip=tuple(FIGURES), flip=True)
+    own, mirrored = (
+        logits_of(cats, images).double().softmax(1) for images in (pictures.test_images, pictures.test_images.flip(3))
+    )
+    mean = (own + mirrored) / 2
+    labels = pictures.test_labels
+    assert flipped["flip"]["accuracy"] == 100 * (mean.argmax(1) == labels).double().mean().item()
+    assert flipped["flip"]["loss"] == pytest.approx(-mean[range(40), labels].log().mean().item(), rel=1e-5)
+    assert flipped["flip"]["loss"] != pytest.approx(plain["loss"], rel=1e-4)
+    assert {name: value for name, value in flipped.items() if name != "flip"} == plain
+    assert f"mirror images: {flipped['flip']['accuracy']:.2f}%" in capsys.readouterr().out
+
+
+def test_flip_is_refused_where_a_mirrored_image_is_another(digits):
+    with pytest.raises(UsageError, match="--flip"):
+        evaluate(digits, flip=True)
+    assert not Path("out").exists()
+
+
+def test_corruptions_are_those_of_the_table_and_leave_the_headline_alone(cats, pictures):
+    plain = evaluate(cats, skip=tuple(FIGURES))
+    found = evaluate(cats, skip=tuple(set(FIGURES) - {"corruptions"}), corruptions=True)
+    assert figures_in(Path("out")) == {"corruptions"}
+    assert found["corruptions"].keys() == CORRUPTIONS.keys()
+    for name, (_, strengths, _) in CORRUPTIONS.items():
+        rows = found["corruptions"][name]
+        assert tuple(row["strength"] for row in rows) == strengths
+        for row in rows:
+            logits = logits_of(cats, corrupt(pictures.test_images, name, row["strength"]))
+            assert row["accuracy"] == 100 * (logits.argmax(1) == pictures.test_labels).double().mean().item()
+            loss = nn.functional.cross_entropy(logits, pictures.test_labels).item()
+            assert row["loss"] == pytest.approx(loss, rel=1e-4)
+    assert {name: value for name, value in found.items() if name != "corruptions"} == plain
+
+
+def test_a_second_model_is_held_beside_the_first_on_the_same_images(cats, pictures, tmp_path, capsys):
+    path = tmp_path / "other" / "best_model.pth"
+    other = write_checkpoint(path, ResNet18(2), ["cat", "dog"], 8, one_epoch(), dataset="cifar10")
+    found = evaluate(cats, compare=str(path.parent))
+    assert 0 < found["comparison"]["num_only_this_right"] + found["comparison"]["num_only_other_right"] < 40
+    second = found["comparison"]
+    assert figures_in(Path("out")) == ALWAYS | INSIDE | COMPARISON
+    assert (second["model_name"], second["num_parameters"], second["chosen_on"]) == ("ResNet18", 11_169_858, "test")
+    answers = [logits_of(checkpoint_file, pictures.test_images).argmax(1) for checkpoint_file in (cats, other)]
+    right = [answer == pictures.test_labels for answer in answers]
+    assert second["accuracy"] == 100 * right[1].double().mean().item()
+    assert second["num_only_this_right"] == int((right[0] & ~right[1]).sum())
+    assert second["num_only_other_right"] == int((~right[0] & right[1]).sum())
+    assert second["difference"] == pytest.approx(found["accuracy"] - second["accuracy"])
+    page = Path("out/report.html").read_text()
+    assert f"B is ResNet18 ({other})" in page
+    assert f"{second['difference']:+.2f} points" in page
+    assert "ResNet18" in capsys.readouterr().out
+    evaluate(cats)
+    assert not figures_in(Path("out")) & COMPARISON  # those of an evaluation before would mislead
+
+
+def test_a_second_model_sees_the_images_in_its_own_size(digits, tmp_path):
+    other = write_checkpoint(tmp_path / "o.pth", tiny_vit(img_size=12), list("0123456789"), 12, one_epoch())
+    found = evaluate(digits, compare=other, skip=tuple(FIGURES))["comparison"]
+    images = load_dataset("digits", "", 12)
+    answers = logits_of(other, images.test_images).argmax(1)
+    assert found["accuracy"] == 100 * (answers == images.test_labels).double().mean().item()
+
+
+def test_a_model_beside_itself_differs_in_nothing(cats, capsys):
+    found = evaluate(cats, compare=cats)["comparison"]
+    assert (found["difference"], found["difference_interval"]) == (0, [0, 0])
+    said = capsys.readouterr().out
+    assert "No comparison_curves.png: both models are of the same run" in said
+    assert "No comparison_images.png: both models get the same images right" in said
+
+
+def test_a_second_model_of_other_classes_is_refused(cats, tmp_path):
+    other = write_checkpoint(tmp_path / "o.pth", tiny_vit(3), ["cat", "dog", "cow"], 8, one_epoch(), dataset="cifar10")
+    with pytest.raises(RunError, match=r"o\.pth knows the classes cat, dog, cow; cifar10 has cat, dog"):
+        evaluate(cats, compare=other)
+    assert not Path("out").exists()
+
+
+def test_the_classes_that_do_not_fit_are_not_a_thousand_names_long(pictures, tmp_path):
+    names = [f"class {i}" for i in range(1000)]
+    path = write_checkpoint(tmp_path / "o.pth", tiny_vit(1000), names, 8, one_epoch(), dataset="cifar10")
+    with pytest.raises(RunError, match="class 19 and 980 more"):
+        evaluate(path)
+
+
+def test_a_resnet_has_no_inside_to_show_and_says_so(tmp_path, pictures, capsys):
+    path = write_checkpoint(
+        tmp_path / "r" / "best_model.pth", ResNet18(2), ["cat", "dog"], 8, one_epoch(), dataset="cifar10"
+    )
+    evaluate(path)
+    assert figures_in(Path("out")) == ALWAYS
+    said = capsys.readouterr().out
+    assert all(f"No {name}.png: ResNet18 has no patches" in said for name in INSIDE)
+
+
+def test_a_run_without_a_finished_epoch_has_no_curves_but_all_else(tmp_path, pictures, capsys):
+    path = tmp_path / "new" / "last.pth"
+    records = history.new_history("test")
+    evaluation = evaluate(write_checkpoint(path, tiny_vit(2), ["cat", "dog"], 8, records, dataset="cifar10"))
+    assert figures_in(Path("out")) == (ALWAYS | INSIDE) - {"training_curves"}
+    assert evaluation["epoch"] == 0
+    assert "No training_curves.png: the run has no finished epoch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("bias", [[9.0, 0.0], [0.0, 0.0]])
+def test_a_constant_predictor_is_reported_like_any_other(tmp_path, pictures, bias):
+    model = tiny_vit(2)
+    nn.init.zeros_(model.head.weight)
+    model.head.bias.data = torch.tensor(bias)
+    path = write_checkpoint(tmp_path / "c" / "best_model.pth", model, ["cat", "dog"], 8, one_epoch(), dataset="cifar10")
+    assert evaluate(path)["confusion_matrix"] == [[20, 0], [20, 0]]
+    assert figures_in(Path("out")) == ALWAYS | INSIDE
+
+
+def test_a_perfect_model_has_no_mistakes_to_show(tmp_path, pictures, monkeypatch, capsys):
+    everything_a_cat = replace(pictures, test_labels=torch.zeros(40, dtype=torch.long))
+    monkeypatch.setattr(evaluate_vit, "load_dataset", lambda *args: everything_a_cat)
+    model = tiny_vit(2)
+    nn.init.zeros_(model.head.weight)
+    model.head.bias.data = torch.tensor([9.0, 0.0])
+    path = write_checkpoint(tmp_path / "c" / "best_model.pth", model, ["cat", "dog"], 8, one_epoch(), dataset="cifar10")
+    found = evaluate(path)
+    assert (found["accuracy"], found["most_confused"]) == (100.0, [])
+    assert "No mistakes.png: there is no mistake" in capsys.readouterr().out
+    assert '<ul class="mistakes">' not in Path("out/report.html").read_text()
+
+
+def test_broken_weights_are_one_line(tmp_path, pictures):
+    model = tiny_vit(2)
+    nn.init.constant_(model.patch_embed.proj.weight, 1e38)
+    path = write_checkpoint(tmp_path / "b.pth", model, ["cat", "dog"], 8, one_epoch(), dataset="cifar10")
+    with pytest.raises(RunError, match=r"b\.pth gives logits that are not finite"):
+        evaluate(path)
+    assert not list(Path("out").iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_known_before_the_pass_over_the_images(cats, monkeypatch):
+    Path("out").write_text("in the way")
+    monkeypatch.setattr(evaluate_vit.Trained, "predict", lambda *args: pytest.fail("it computed first"))
+    with pytest.raises(RunError, match="--output-dir"):
+        evaluate(cats)
+
+
+def save_picture(path: Path, size: tuple[int, int] = (30, 20)) -> str:
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    path.parent.mkdir(exist_ok=True, parents=True)
+    Image.fromarray(pixels).save(path)
+    return str(path)
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")  # 猫, which the font lacks
+def test_the_users_pictures_get_a_figure_each_whatever_they_are_called(digits, tmp_path, capsys):
+    names = ["one/$x_1$.png", "two/$x_1$.png", f"{'猫' * 70}.png"]
+    files = tuple(save_picture(tmp_path / name) for name in names)
+    main(EvaluateConfig(digits, "out", images=files, device="cpu"))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[0] for line in lines] == [*files, "Figures"]
+    assert lines[-1] == f"Figures: {Path('out') / 'images'} (what the model looks at in them)"
+    assert {path.name for path in Path("out/images").iterdir()} == {"$x_1$.png", "$x_1$_2.png", f"{'猫' * 40}.png"}
+    assert figures_in(Path("out")) == set()
+
+
+def test_a_resnet_classifies_pictures_without_attention(tmp_path, capsys):
+    path = write_checkpoint(tmp_path / "r.pth", ResNet18(2), ["cat", "dog"], 9, one_epoch())
+    main(EvaluateConfig(path, "out", images=(save_picture(tmp_path / "cat.png"),), device="cpu"))
+    assert "no attention, ResNet18 has none" in capsys.readouterr().out
+    assert Path("out/images/cat.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_thousand_classes_of_long_names_give_a_short_table_and_a_small_report(tmp_path, monkeypatch, capsys):
+    names = [f"{'very ' * 14}long {i:04d}" for i in range(1000)]
+    images = torch.randint(0, 256, (1000, 3, 8, 8), dtype=torch.uint8)
+    dataset = Dataset(names, images, torch.arange(1000), images, torch.arange(1000))
+    monkeypatch.setattr(evaluate_vit, "load_dataset", lambda *args: dataset)
+    found = evaluate(write_checkpoint(tmp_path / "b.pth", tiny_vit(1000), names, 8, one_epoch(), dataset="cifar10"))
+    said = capsys.readouterr().out
+    assert "The 100 classes of 1,000 with the lowest accuracy" in said
+    assert len(said.splitlines()) < 120
+    assert len(found["per_class"]) == 1000
+    assert figures_in(Path("out")) == ALWAYS | INSIDE
+    assert Path("out/report.html").stat().st_size < 5e6

@@ -1,0 +1,143 @@
+"""Figures make sense, or are at least drawn, for whatever a run or an evaluation can be, and any name of a class."""
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import pyplot as plt
+from PIL import Image
+
+from training import attention_plots, evaluation_plots, metrics, plots
+from training.history import new_history
+from vit import VisionTransformer
+
+pytestmark = [pytest.mark.filterwarnings("error::UserWarning"), pytest.mark.filterwarnings("ignore:Glyph")]
+LONG = "a very long name of a class, as folders of museums and of herbaria have them, " + "x" * 20
+
+
+def names_of(num_classes: int) -> list[str]:
+    odd = [LONG + "1", LONG + "2", "$x_1$", "<b>&", "new\nline", "猫", "\udcff", "", " ", "{"]
+    return (odd + [f"class {i}" for i in range(num_classes)])[:num_classes]
+
+
+def history_of(num_epochs: int, split: str = "test", seconds: float = 100.0) -> dict[str, list[float]]:
+    records = {name: [1.0 + i for i in range(num_epochs)] for name in new_history(split)}
+    return records | {"epoch_time": [seconds] * num_epochs}
+
+
+@pytest.fixture
+def path(tmp_path):
+    yield tmp_path / "figure.png"
+    with Image.open(tmp_path / "figure.png") as figure:
+        width, height = figure.size
+        assert 300 < width < 2000  # fits a README
+        assert 200 < height < 2400
+        assert np.asarray(figure.convert("L")).min() < 128  # something is drawn
+    assert plt.get_fignums() == []
+
+
+@pytest.fixture(params=[2, 10, 100, 1000])
+def evaluation(request):
+    """All metrics of random answers with so many classes, of which some have no image."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(150, request.param, generator=generator)
+    return metrics.measure(logits, torch.randint(request.param, (150,), generator=generator), names_of(request.param))
+
+
+def test_the_confusion_matrix_of_any_number_of_classes(evaluation, path):
+    names = [row["name"] for row in evaluation["per_class"]]
+    evaluation_plots.plot_confusion_matrix(np.array(evaluation["confusion_matrix"]), names, path)
+
+
+def test_the_bars_of_any_number_of_classes(evaluation, path):
+    evaluation_plots.plot_per_class_accuracy(evaluation["per_class"], evaluation["accuracy"], path)
+
+
+def test_the_confidence_of_any_number_of_classes(evaluation, path):
+    evaluation_plots.plot_confidence(evaluation["per_class"], path)
+
+
+def test_two_models_on_any_number_of_classes(evaluation, path):
+    names = ("ViT (checkpoints/a)", "ResNet (checkpoints/b)")
+    evaluation_plots.plot_class_differences(evaluation["per_class"], evaluation["per_class"][::-1], names, path)
+
+
+def test_of_many_classes_the_best_and_the_worst_have_bars(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(evaluation_plots, "save_figure", lambda figure, path: drawn.append(figure))
+    rows = [{"name": f"class {i}", "accuracy": float(i)} for i in range(100)]
+    evaluation_plots.plot_per_class_accuracy(rows, 49.5, tmp_path / "x.png")
+    [axes] = drawn[0].axes
+    shown = [label.get_text() for label in axes.get_yticklabels()]
+    assert shown == [f"class {i}" for i in (*range(99, 79, -1), *range(19, -1, -1))]
+    assert [bar.get_width() for bar in axes.patches] == [*range(99, 79, -1), *range(19, -1, -1)]
+    plt.close(drawn[0])
+
+
+@pytest.mark.parametrize(("num_epochs", "split"), [(1, "test"), (1, "val"), (3, "val"), (300, "test")])
+def test_the_curves_of_any_number_of_epochs(path, num_epochs, split):
+    plots.plot_training_curves(history_of(num_epochs, split), path, "a run of $1 & <more> " * 9)
+
+
+def test_the_best_epoch_is_marked_by_epoch_and_by_time(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.append(figure))
+    records = history_of(4, seconds=7200.0) | {"test_acc": [10.0, 60.0, 60.0, 30.0]}
+    plots.plot_training_curves(records, tmp_path / "x.png", "title")
+    _, acc_axes, lr_axes, time_axes = drawn[0].axes
+    stars = [axes.lines[-1].get_xydata().tolist() for axes in (acc_axes, time_axes)]
+    assert stars == [[[2, 60.0]], [[4.0, 60.0]]]  # epoch 2, after 4 hours
+    assert "hours" in time_axes.get_xlabel()
+    assert [line.get_ydata().tolist() for line in lr_axes.lines] == [[1, 2, 3, 4]]
+    plt.close(drawn[0])
+
+
+@pytest.mark.parametrize(("seconds", "unit"), [(1.0, "seconds"), (60.0, "minutes"), (3600.0, "hours")])
+def test_time_has_the_unit_that_suits_it(seconds, unit):
+    assert plots.elapsed(history_of(3, seconds=seconds))[1] == unit
+
+
+@pytest.mark.parametrize("num_images", [1, 5, 24])
+def test_a_grid_of_predictions(path, num_images):
+    images = torch.randint(0, 256, (num_images, 3, 8, 8), dtype=torch.uint8)
+    labels = torch.arange(num_images) % 10
+    probabilities = torch.randn(num_images, 10).softmax(dim=1)
+    evaluation_plots.plot_predictions(images, labels, probabilities, names_of(10), path, "title")
+
+
+def test_a_mistake_names_the_truth_and_is_marked_without_colour_too():
+    chances = torch.tensor([[0.2, 0.8], [0.9, 0.1]])
+    captions, right = evaluation_plots.caption(torch.tensor([1, 1]), chances, ["cat", "dog"])
+    assert (captions, right) == (["✓ dog: 80 %", "✗ cat: 90 %\n(is dog)"], [True, False])
+
+
+@pytest.mark.parametrize("confidence", [torch.ones(3), torch.zeros(3), torch.rand(50)])
+def test_reliability_of_any_confidence(path, confidence):
+    evaluation_plots.plot_reliability(metrics.calibration(confidence.double(), confidence > 0.5), path)
+
+
+@pytest.mark.parametrize(("patch_size", "num_heads"), [(16, 1), (4, 3), (2, 12)])
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_the_inside_of_any_untrained_vit(tmp_path, patch_size, num_heads):
+    from training import attention
+
+    model = VisionTransformer(img_size=16, patch_size=patch_size, embed_dim=24, depth=1, num_heads=num_heads)
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    maps = attention.class_token_attention(model, images.float() / 255)
+    attention_plots.plot_attention(images, ["one", "two"], *maps, tmp_path / "1.png")
+    attention_plots.plot_position_embeddings(attention.position_similarity(model), tmp_path / "2.png")
+    attention_plots.plot_patch_filters(model, tmp_path / "3.png")
+    one = maps[0][0], maps[1][0]
+    attention_plots.plot_classified(images[0], [(LONG, 0.9), ("b", 0.1)], one, tmp_path / "4.png", LONG)
+    attention_plots.plot_classified(images[0], [("a", 0.9), ("b", 0.1)], None, tmp_path / "5.png", "x.jpg")
+    for i in range(1, 6):
+        assert max(Image.open(tmp_path / f"{i}.png").size) < 2000
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("cat", "cat"), ("x" * 30, "x" * 12 + "…" + "x" * 11), ("a\n b", "a b"), ("\udcff", "?"), (LONG + "1", None)],
+)
+def test_long_names_lose_their_middle(text, shown):
+    assert shown is None or plots.short(text) == shown
+    assert len(plots.short(text)) <= 24
+    assert plots.short(LONG + "1") != plots.short(LONG + "2")

@@ -1,0 +1,87 @@
+"""What a Vision Transformer looks at: its attention weights, in fp32, and what they come to over all blocks.
+
+The model computes its attention by what is fastest, and keeps no weights. Here they are computed again, from what each
+block's attention is given (the output of its `norm1`) and the block's own query and key weights.
+
+Shapes: B images, N tokens (the class token is token 0), D embedding dimension, H heads, L blocks, S = sqrt(N - 1)
+patches along a side.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def has_attention(model: nn.Module) -> bool:
+    """Whether the model has transformer blocks under timm's names, with a class token and position embeddings."""
+    return all(hasattr(model, name) for name in ("blocks", "cls_token", "pos_embed", "patch_embed"))
+
+
+@torch.inference_mode()
+def attention_inputs(model: Any, images: Tensor) -> list[Tensor]:
+    """What the attention of each block is given for normalized images (B, C, height, width): L tensors (B, N, D)."""
+    inputs: list[Tensor] = []
+    hooks = [block.norm1.register_forward_hook(lambda _, __, x: inputs.append(x.float())) for block in model.blocks]
+    try:
+        model.eval()(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return inputs
+
+
+@torch.inference_mode()
+def attention_weights(attention: Any, x: Tensor) -> Tensor:
+    """A block's attention weights (B, H, N, N) for its input (B, N, D): a row for each token that looks, of sum 1."""
+    qkv = attention.qkv(x)  # (B, N, 3 * D)
+    q, k, _ = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, N, D/H) each
+    return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
+
+
+def rollout(layers: Iterable[Tensor]) -> Tensor:
+    """Attention rollout of the blocks' weights (B, H, N, N), first block first: Abnar and Zuidema, 2020.
+
+    The heads' mean, half of it replaced by the identity for the residual connection, multiplied from the first block to
+    the last (https://arxiv.org/abs/2005.00928). Returns (B, N, N): how much of each token's last value comes from each
+    token of the input, in rows of sum 1.
+    """
+    flow = None
+    for weights in layers:
+        mean = weights.mean(dim=1)  # (B, N, N)
+        step = (mean + torch.eye(mean.shape[-1], device=mean.device)) / 2
+        flow = step if flow is None else step @ flow
+    if flow is None:
+        raise ValueError("rollout needs the weights of at least one block")
+    return flow
+
+
+def class_token_attention(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the class token looks, for normalized images (B, C, height, width).
+
+    Returns the rollout (B, S, S) over all blocks, and the last block's heads (B, H, S, S), both over the patches alone
+    and as they lie in the image: what the class token pays to itself is left out, so a map's sum is below 1.
+    """
+    rolled, heads = [], []
+    for image in images.split(1):  # one by one: with 3,000 tokens a block's weights take 100 MB an image
+        inputs = attention_inputs(model, image)
+        rolled.append(rollout(map(attention_weights, (block.attn for block in model.blocks), inputs))[:, 0, 1:])
+        heads.append(attention_weights(model.blocks[-1].attn, inputs[-1])[:, :, 0, 1:])
+    return as_grid(torch.cat(rolled)).cpu(), as_grid(torch.cat(heads)).cpu()
+
+
+def as_grid(patches: Tensor) -> Tensor:
+    """Numbers of the patches (..., S * S), counted row by row, to (..., S, S)."""
+    side = round(patches.shape[-1] ** 0.5)
+    return patches.unflatten(-1, (side, side))
+
+
+def position_similarity(model: Any) -> Tensor:
+    """Cosine similarity of the patches' position embeddings: (S, S, S, S), a map over the patches for each patch.
+
+    Figure 7 of the ViT paper (https://arxiv.org/abs/2010.11929).
+    """
+    embeddings = nn.functional.normalize(model.pos_embed.detach().float().cpu()[0, 1:], dim=1)  # (S * S, D)
+    maps = as_grid(embeddings @ embeddings.T)  # (S * S, S, S)
+    return maps.unflatten(0, maps.shape[1:])

@@ -1,0 +1,229 @@
+"""Figures of an evaluation: what a model gets right, where it fails, how sure it is, and how it does beside another."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from training.plots import picture_grid, save_figure, short
+
+WRONG = "#b3261e"  # red, never alone: there is a ✗ or a hatch beside it
+NUM_NAMED = 100  # classes whose names fit beside a square of them
+NUM_BARS = 40  # classes that have a bar each; of more, the best and the worst
+
+
+def plot_confusion_matrix(matrix: np.ndarray, class_names: list[str], path: Path) -> None:
+    """Rows are true classes, columns predictions; colours and percentages are shares of the row, integers images."""
+    share = 100 * matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
+    title, number = "Confusion matrix", len(class_names)
+    if number > NUM_NAMED:  # a cell would be smaller than a pixel
+        mistakes = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * matrix.diagonal()
+        chosen = np.sort(np.argsort(-mistakes, kind="stable")[:NUM_BARS])
+        matrix, share = matrix[np.ix_(chosen, chosen)], share[np.ix_(chosen, chosen)]
+        class_names = [class_names[i] for i in chosen]
+        title = f"Confusion matrix of the {NUM_BARS} classes with most mistakes, of {number:,}"
+    few = len(class_names) <= 20
+    size = min(16.0, max(5.0, (0.66 if few else 0.25) * len(class_names) + 2.5))
+    label_size = 11 if few else 9 if len(class_names) <= NUM_BARS else 6
+    figure, axes = plt.subplots(figsize=(size + 1, size))
+    pairs = zip(matrix.flat, share.flat, strict=True)
+    cells = [f"{count}\n{percent:.0f} %" if count else "" for count, percent in pairs]
+    names = [short(name) for name in class_names]
+    sns.heatmap(
+        share, annot=np.reshape(cells, matrix.shape) if few else False, fmt="", annot_kws={"size": 8}, cmap="Blues",
+        vmin=0, vmax=100, square=True, ax=axes, xticklabels=names, yticklabels=names,
+        cbar_kws={"label": "share of the true class (%)", "shrink": 0.8},
+    )  # fmt: skip
+    axes.set(title=title, xlabel="predicted class", ylabel="true class")
+    axes.tick_params(axis="x", rotation=90, labelsize=label_size)
+    axes.tick_params(axis="y", rotation=0, labelsize=label_size)
+    save_figure(figure, path)
+
+
+def plot_per_class_accuracy(per_class: list[dict[str, Any]], accuracy: float, path: Path) -> None:
+    """A bar for each class, best first, and a line at the accuracy over all images."""
+    ordered = sorted(per_class, key=lambda row: -row["accuracy"])
+    title = "Accuracy by class"
+    if len(ordered) > NUM_BARS:
+        title += f": the {NUM_BARS // 2} best and the {NUM_BARS // 2} worst of {len(ordered):,} classes"
+        ordered = ordered[: NUM_BARS // 2] + ordered[-NUM_BARS // 2 :]
+    figure, axes = plt.subplots(figsize=(8, max(3.0, 0.32 * len(ordered) + 1.2)))
+    places = range(len(ordered))  # not the names: two that are shortened may look the same
+    bars = axes.barh(places, [row["accuracy"] for row in ordered], color="C0")
+    axes.set_yticks(places, [short(row["name"], 32) for row in ordered])
+    axes.bar_label(bars, fmt="%.1f", padding=4, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
+    axes.axvline(accuracy, color="black", linestyle="--", label=f"all images: {accuracy:.2f} %")
+    if len(ordered) < len(per_class):
+        axes.axhline(NUM_BARS / 2 - 0.5, color="grey", linewidth=1)
+    axes.set_ylim(len(ordered) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    axes.set(title=title, xlabel="accuracy (%)", xlim=(0, 113), xticks=range(0, 101, 20))
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12 - 0.4 / len(ordered)), frameon=False)
+    save_figure(figure, path)
+
+
+def plot_predictions(
+    images: Tensor, labels: Tensor, probabilities: Tensor, class_names: list[str], path: Path, title: str
+) -> None:
+    """A grid of uint8 images (n, 3, H, W) with predicted class and probability; mistakes also name the truth."""
+    captions, right = caption(labels, probabilities, class_names)
+    plot_images(images, captions, right, path, title)
+
+
+def caption(labels: Tensor, probabilities: Tensor, class_names: list[str]) -> tuple[list[str], list[bool]]:
+    """What is written above each image: answer, probability, and for a mistake the truth; and whether it is right."""
+    captions, right = [], []
+    for label, row in zip(labels.tolist(), probabilities, strict=True):
+        guess = int(row.argmax())
+        right.append(guess == label)
+        text = f"{short(class_names[guess], 13)}: {100 * row[guess]:.0f} %"
+        captions.append(f"✓ {text}" if right[-1] else f"✗ {text}\n(is {short(class_names[label], 15)})")
+    return captions, right
+
+
+def plot_two_models(
+    images: Tensor, labels: Tensor, probabilities: list[Tensor], class_names: list[str], names: tuple[str, str],
+    path: Path,
+) -> None:  # fmt: skip
+    """Images (n, 3, H, W) with both models' answers, one under the other."""
+    answers = []
+    for mark, chances in zip("AB", probabilities, strict=True):
+        guesses = chances.argmax(dim=1)
+        answers.append(
+            [
+                f"{mark} {'✓' if guess == label else '✗'} {short(class_names[guess], 12)}: {100 * row[guess]:.0f} %"
+                for guess, label, row in zip(guesses.tolist(), labels.tolist(), chances, strict=True)
+            ]
+        )
+    captions = ["\n".join(pair) for pair in zip(*answers, strict=True)]
+    title = f"Right in one of two models only\nA: {short(names[0], 70)}\nB: {short(names[1], 70)}"
+    plot_images(images, captions, [True] * len(images), path, title)
+
+
+def plot_images(images: Tensor, captions: list[str], right: list[bool], path: Path, title: str) -> None:
+    """A grid of uint8 images (n, 3, H, W) under their captions, those that are not right in bold red."""
+    columns = min(8, max(4, len(images)))
+    figure, grid = picture_grid(-(-len(images) // columns), columns, tile=1.6, caption=0.38, title=title)
+    for axes, image, caption, good in zip(grid.flat, images, captions, right, strict=False):
+        axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+        axes.set_title(
+            caption, fontsize=9, pad=3, color="black" if good else WRONG, fontweight="normal" if good else "bold"
+        )
+    save_figure(figure, path)
+
+
+def plot_reliability(calibration: dict[str, Any], path: Path) -> None:
+    """Accuracy of the answers in each bin of confidence against the diagonal, above the number of images in it."""
+    bins = [row for row in calibration["bins"] if row["num_images"]]
+    width = calibration["bins"][0]["high"] - calibration["bins"][0]["low"]
+    left = np.array([row["low"] for row in bins])
+    figure, (axes, count_axes) = plt.subplots(
+        2, 1, figsize=(5.6, 6.6), sharex=True, height_ratios=[3, 1], layout="constrained"
+    )
+    accuracy = [row["accuracy"] for row in bins]
+    axes.bar(left, accuracy, width, align="edge", color="#9ecae9", edgecolor="0.3", linewidth=0.8, label="accuracy")
+    axes.plot(
+        [row["confidence"] for row in bins], accuracy, "o", color="black", markersize=4, label="at the mean confidence"
+    )
+    axes.plot([0, 1], [0, 1], "--", color="black", linewidth=1.2, label="as sure as it should be")
+    error = 100 * calibration["expected_calibration_error"]
+    axes.set(title=f"Reliability: expected calibration error {error:.1f} %", ylabel="share that is right", ylim=(0, 1))
+    axes.legend(loc="upper left", fontsize=9)
+    count_axes.bar(left, [row["num_images"] for row in bins], width, align="edge", color="0.5", edgecolor="white")
+    count_axes.set(xlabel="confidence: the answer's probability", ylabel="images", xlim=(0, 1))
+    save_figure(figure, path)
+
+
+def plot_confidence(per_class: list[dict[str, Any]], path: Path) -> None:
+    """How sure the answers for each true class are, right ones and wrong ones apart."""
+    if len(per_class) > 20:
+        plot_confidence_of_many(per_class, path)
+        return
+    columns = min(5, len(per_class))
+    rows = -(-len(per_class) // columns)
+    figure, grid = plt.subplots(
+        rows,
+        columns,
+        figsize=(max(6.0, 2.1 * columns + 1), 1.75 * rows + 1.2),
+        sharex=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axes in grid.flat[len(per_class) :]:
+        axes.axis("off")
+    for axes, row in zip(grid.flat, per_class, strict=False):
+        correct, wrong = (np.array(row["confidence_histogram"][kind]) for kind in ("correct", "wrong"))
+        left = np.arange(len(correct)) / len(correct)
+        style = {"width": 1 / len(correct), "align": "edge", "edgecolor": "white", "linewidth": 0.5}
+        axes.bar(left, correct, color="C0", label="right", **style)
+        axes.bar(left, wrong, bottom=correct, color="C1", hatch="////", label="wrong", **style)
+        axes.set_title(short(row["name"], 22), fontsize=10)
+        axes.set_xlim(0, 1)
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.tick_params(labelsize=8)
+    figure.suptitle("Confidence by true class")
+    figure.supxlabel("the answer's probability", fontsize=11)
+    figure.supylabel("images", fontsize=11)
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower right", ncols=2, fontsize=9)
+    save_figure(figure, path)
+
+
+def plot_confidence_of_many(per_class: list[dict[str, Any]], path: Path) -> None:
+    """A row for each class, surest first, with the share of its images in each bin of confidence."""
+    counts = np.array([np.sum(list(row["confidence_histogram"].values()), axis=0) for row in per_class], float)
+    shares = 100 * counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    order = np.argsort(-(shares @ np.arange(shares.shape[1])), kind="stable")
+    named = len(per_class) <= NUM_NAMED
+    figure, axes = plt.subplots(figsize=(7, min(14.0, 0.14 * len(per_class) + 2)))
+    edges = np.linspace(0, 1, shares.shape[1] + 1)
+    sns.heatmap(
+        shares[order], cmap="Blues", vmin=0, ax=axes, cbar_kws={"label": "share of the class's images (%)"},
+        xticklabels=[f"{low:.1f}–{high:.1f}" for low, high in itertools.pairwise(edges)],
+        yticklabels=[short(per_class[i]["name"]) for i in order] if named else False,
+    )  # fmt: skip
+    axes.tick_params(axis="y", rotation=0, labelsize=6)
+    axes.tick_params(axis="x", rotation=45, labelsize=9)
+    axes.set(
+        title="Confidence by true class, the surest first", xlabel="the answer's probability",
+        ylabel="class" if named else f"{len(per_class):,} classes",
+    )  # fmt: skip
+    save_figure(figure, path)
+
+
+def plot_corruptions(corruptions: dict[str, list[dict[str, float]]], accuracy: float, path: Path) -> None:
+    """Accuracy over the strength of each corruption, from the plain images on."""
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for (name, results), marker, line in zip(corruptions.items(), "osD^v", ("-", "--", "-.", ":", "-"), strict=True):
+        axes.plot([accuracy, *(row["accuracy"] for row in results)], marker=marker, linestyle=line, label=name)
+    axes.set_xticks(range(4), ["plain", "weak", "medium", "strong"])
+    axes.set(title="Accuracy on corrupted test images", ylabel="accuracy (%)", ylim=(0, None))
+    axes.legend()
+    save_figure(figure, path)
+
+
+def plot_class_differences(
+    per_class: list[dict[str, Any]], other: list[dict[str, Any]], names: tuple[str, str], path: Path
+) -> None:
+    """Both models' accuracy for each class, joined by a line; where the first is furthest ahead comes first."""
+    pairs = sorted(zip(per_class, other, strict=True), key=lambda pair: pair[1]["accuracy"] - pair[0]["accuracy"])
+    title = "Accuracy by class, where the first is furthest ahead on top"
+    if len(pairs) > NUM_BARS:
+        title = f"Accuracy by class: the {NUM_BARS} that differ most of {len(pairs):,}"
+        pairs = pairs[: NUM_BARS // 2] + pairs[-NUM_BARS // 2 :]
+    figure, axes = plt.subplots(figsize=(8, max(3.0, 0.32 * len(pairs) + 1.8)), layout="constrained")
+    places = range(len(pairs))
+    one, two = ([pair[i]["accuracy"] for pair in pairs] for i in (0, 1))
+    axes.hlines(places, one, two, color="0.6", linewidth=2, zorder=1)
+    axes.plot(one, places, "o", color="C0", markersize=8, label=short(names[0], 60))
+    axes.plot(
+        two, places, "s", color="C1", markersize=8, fillstyle="none", markeredgewidth=2, label=short(names[1], 60)
+    )
+    axes.set_yticks(places, [short(pair[0]["name"], 32) for pair in pairs])
+    axes.set(title=title, xlabel="accuracy (%)", xlim=(-3, 103), ylim=(len(pairs) - 0.4, -0.6))
+    figure.legend(loc="outside lower center", frameon=False)
+    save_figure(figure, path)

@@ -1,0 +1,168 @@
+"""What logits and labels come to: accuracy and its interval, scores of each class, calibration, confusions.
+
+`measure` makes the numbers of evaluation.json. Accuracies and their intervals are in percent, losses in nats, all else
+is a share in 0..1 or a number of images.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from torch import Tensor
+
+Z_95 = 1.959964  # of the normal distribution, the 97.5 % quantile
+NUM_BINS = 15  # of confidence, equally wide, as in Guo et al., 2017 (https://arxiv.org/abs/1706.04599)
+HISTOGRAM_BINS = 10  # of confidence, for a class, which has fewer images
+NUM_CONFUSIONS = 20  # pairs of classes that are listed
+
+
+def measure(logits: Tensor, labels: Tensor, class_names: list[str]) -> dict[str, Any]:
+    """All metrics of logits (n, num_classes) in fp32 against labels (n,), as plain values.
+
+    accuracy, accuracy_interval    share of the images whose likeliest class is the true one, and its 95 % interval
+    top3_accuracy                  share whose true class is among the three likeliest
+    loss                           mean negative log-likelihood of the true class, which is the cross-entropy
+    num_images
+    per_class                      a list: name, num_images, num_correct, accuracy, precision, recall, f1, and
+                                   confidence_histogram, the class's images that were recognized and that were not,
+                                   by the answer's probability, in HISTOGRAM_BINS equal bins of 0..1
+    confusion_matrix               a row for each true class, a column for each predicted one
+    calibration                    see `calibration`
+    most_confused                  see `most_confused`
+    """
+    probabilities = logits.double().softmax(dim=1)
+    predicted, numbers = logits.argmax(dim=1), list(range(len(class_names)))
+    matrix = confusion_matrix(labels, predicted, labels=numbers)
+    scores = precision_recall_fscore_support(labels, predicted, labels=numbers, zero_division=0)  # pyright: ignore
+    precision, recall, f1, support = map(np.asarray, scores)
+    confidence, correct = probabilities.amax(dim=1), predicted == labels
+    per_class = [
+        {
+            "name": name,
+            "num_images": int(support[i]),
+            "num_correct": int(matrix[i, i]),
+            "accuracy": 100 * float(recall[i]),  # of a class's images, the share that is recognized: its recall
+            "precision": float(precision[i]),
+            "recall": float(recall[i]),
+            "f1": float(f1[i]),
+            "confidence_histogram": {
+                "correct": histogram(confidence[(labels == i) & correct]),
+                "wrong": histogram(confidence[(labels == i) & ~correct]),
+            },
+        }
+        for i, name in enumerate(class_names)
+    ]
+    return {
+        **headline(logits, labels),
+        "num_images": len(labels),
+        "per_class": per_class,
+        "confusion_matrix": matrix.tolist(),
+        "calibration": calibration(confidence, correct),
+        "most_confused": most_confused(matrix, class_names),
+    }
+
+
+def headline(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """accuracy, accuracy_interval, top3_accuracy and loss, as in `measure`; logits may be log-probabilities."""
+    order = logits.argsort(dim=1, descending=True, stable=True)  # of equals the first, as argmax has it
+    correct = order[:, :3] == labels[:, None]
+    num_correct = int(correct[:, 0].sum())
+    return {
+        "accuracy": 100 * num_correct / len(labels),
+        "accuracy_interval": [100 * bound for bound in wilson_interval(num_correct, len(labels))],
+        "top3_accuracy": 100 * int(correct.sum()) / len(labels),
+        "loss": F.cross_entropy(logits.double(), labels).item(),
+    }
+
+
+def wilson_interval(num_correct: int, num_images: int) -> tuple[float, float]:
+    """The 95 % score interval of a share (Wilson, 1927, https://doi.org/10.1080/01621459.1927.10502953), in 0..1.
+
+    It speaks of other images drawn as these were, for this one model: another seed may differ by more.
+    """
+    share, z2 = num_correct / num_images, Z_95**2
+    centre = share + z2 / (2 * num_images)
+    half = Z_95 * ((share * (1 - share) + z2 / (4 * num_images)) / num_images) ** 0.5
+    low, high = ((centre + sign * half) / (1 + z2 / num_images) for sign in (-1, 1))
+    return max(0.0, low), min(1.0, high)  # rounding
+
+
+def bin_of(confidence: Tensor, num_bins: int) -> Tensor:
+    """Which of `num_bins` equal bins of (0, 1] each number is in; a bin holds its upper edge, as in Guo et al."""
+    edges = torch.linspace(0, 1, num_bins + 1, dtype=confidence.dtype)[1:-1]
+    return torch.bucketize(confidence, edges)
+
+
+def histogram(confidence: Tensor) -> list[int]:
+    return torch.bincount(bin_of(confidence, HISTOGRAM_BINS), minlength=HISTOGRAM_BINS).tolist()
+
+
+def calibration(confidence: Tensor, correct: Tensor) -> dict[str, Any]:
+    """How far the probabilities of the answers (n,) are those of being right (n,): Guo et al., 2017.
+
+    expected_calibration_error is the mean distance between a bin's confidence and its accuracy, weighted by its images.
+    `bins` has for each of NUM_BINS equal bins: low, high, num_images, and the means confidence and accuracy (0..1; null
+    in an empty bin).
+    """
+    bins = []
+    index = bin_of(confidence, NUM_BINS)
+    for i in range(NUM_BINS):
+        inside = index == i
+        count = int(inside.sum())
+        bins.append(
+            {
+                "low": i / NUM_BINS,
+                "high": (i + 1) / NUM_BINS,
+                "num_images": count,
+                "confidence": confidence[inside].mean().item() if count else None,
+                "accuracy": correct[inside].double().mean().item() if count else None,
+            }
+        )
+    gaps = [row["num_images"] * abs(row["confidence"] - row["accuracy"]) for row in bins if row["num_images"]]
+    return {
+        "expected_calibration_error": sum(gaps) / len(confidence),
+        "mean_confidence": confidence.mean().item(),
+        "bins": bins,
+    }
+
+
+def most_confused(matrix: np.ndarray, class_names: list[str]) -> list[dict[str, Any]]:
+    """The pairs (true, predicted) with most mistakes, most first: true, predicted, num_images, share of the true class.
+
+    At most NUM_CONFUSIONS, and none without a mistake.
+    """
+    mistakes = matrix * (1 - np.eye(len(matrix), dtype=matrix.dtype))
+    order = np.argsort(-mistakes, axis=None, kind="stable")[:NUM_CONFUSIONS]
+    pairs = zip(*np.unravel_index(order, mistakes.shape), strict=True)
+    return [
+        {
+            "true": class_names[true],
+            "predicted": class_names[predicted],
+            "num_images": int(mistakes[true, predicted]),
+            "share": float(mistakes[true, predicted] / matrix[true].sum()),
+        }
+        for true, predicted in pairs
+        if mistakes[true, predicted]
+    ]
+
+
+def compare(predicted: Tensor, other_predicted: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Two models' answers (n,) on the same images: how many each alone gets right, and the difference in accuracy.
+
+    difference is in percent points, the first model's accuracy less the other's; difference_interval is its 95 %
+    interval for paired answers (Wald's: Agresti, Categorical Data Analysis, "comparing dependent proportions").
+    """
+    right, other_right = predicted == labels, other_predicted == labels
+    counts = {
+        "num_both_right": int((right & other_right).sum()),
+        "num_only_this_right": int((right & ~other_right).sum()),
+        "num_only_other_right": int((~right & other_right).sum()),
+        "num_both_wrong": int((~right & ~other_right).sum()),
+    }
+    n, only, other_only = len(labels), counts["num_only_this_right"], counts["num_only_other_right"]
+    difference = (only - other_only) / n
+    half = Z_95 * max(0.0, (only + other_only) / n - difference**2) ** 0.5 / n**0.5
+    interval = [100 * (difference - half), 100 * (difference + half)]
+    return {**counts, "difference": 100 * difference, "difference_interval": interval}
