@@ -115,9 +115,7 @@ def train(
 
     first_epoch, complete = state.epoch, True
     with DeferredSignals() as signals, saving_when_stopped(save, config.output_dir), ExitStack() as held:
-        board = None
-        if folder and config.tensorboard:
-            board = held.enter_context(tensorboard(folder.path, state.epoch))
+        board = held.enter_context(tensorboard(folder.path, state.epoch)) if folder and config.tensorboard else None
         for epoch in range(first_epoch, config.num_epochs):
             console.print_epoch_header(epoch + 1, config.num_epochs)
             train_loader.set_epoch(epoch, state.sums.step)
