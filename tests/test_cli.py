@@ -4,7 +4,9 @@ import dataclasses
 import io
 import os
 import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -157,3 +159,14 @@ def test_a_signal_ends_with_its_exit_code_and_advice_and_its_handler_is_put_back
 def test_an_error_of_the_program_itself_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError), exit_codes():
         _ = 1 / 0
+
+
+def test_a_reader_that_leaves_ends_a_script_without_a_traceback():
+    """As behind `| head`."""
+    command = [sys.executable, Path(__file__).parents[1] / "train_vit_cifar10.py", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert process.returncode == 1

@@ -48,6 +48,9 @@ def exit_codes(advice: str = "") -> Iterator[None]:
         if not (rank and isinstance(error, PeerError | UsageError)):  # which rank 0 says
             print(f"{f'process {rank}: ' if rank else ''}error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except BrokenPipeError:  # what read the output is gone, as behind `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
     except (KeyboardInterrupt, Terminated) as stop:
         if not rank:
             print(f"\nstopped. {str(stop) or advice}".rstrip(), file=sys.stderr)
