@@ -49,8 +49,9 @@ def main(
         folder = saved = None
         if distributed.rank() == 0:  # the others wait for what it finds, and write nothing
             folder = held.enter_context(RunFolder(Path(config.output_dir), console.print_warning))
-            if distributed.was_restarted():
-                resume, overwrite = folder.holds_run(), False
+            if distributed.was_restarted() and folder.holds_run():
+                began_it = folder.load_last()["machine"]["launch"] == distributed.launch()
+                resume, overwrite = resume or began_it, overwrite and not began_it
             if not (resume or overwrite):
                 folder.refuse_used()
             saved = folder.load_last() if resume else None
@@ -75,14 +76,12 @@ def train(
     metadata = describe_run(config, create_model, dataset, train_loader, split, dtype)
     machine = describe_machine(device, config.compile)
     if saved:
+        extend = extend and saved["config"]["num_epochs"] != config.num_epochs  # else it is extended already
         refuse_other_run(saved, metadata, extend)
         warn_of_other_machine(saved["machine"], machine)
         metadata["extended_from"] = saved["extended_from"] + [saved["config"]["num_epochs"]] * extend
 
-    torch.manual_seed(config.seed)
-    model = create_model(**metadata["model_args"]).to(device)
-    distributed.seed_dropout(config.seed)
-    step_model = distributed.spread(compile_model(model, device) if config.compile else model, device)
+    model, step_model = build_model(config, create_model, metadata["model_args"], device)
     optimizer = create_optimizer(model, config.optimizer, config.learning_rate, config.weight_decay)
     state = checkpoint.TrainingState(model, optimizer, device, history.new_history(split))
     if saved:
@@ -132,10 +131,11 @@ def train(
             figures = state.sums.figures() | evaluate(model, eval_loader, dtype, signals.check)
             figures |= {"epoch": epoch + 1, "epoch_time": state.sums.seconds + time.perf_counter() - start}
             new_best = figures[f"{split}_acc"] > max(state.history[f"{split}_acc"], default=-1.0)
-            if board:
-                board.write_epoch(figures, state.sums.grad_norm / steps_per_epoch)
+            grad_norm = state.sums.grad_norm / steps_per_epoch
             state.finish_epoch(figures)
             complete = save(weights_due(config, metadata, state, new_best))
+            if board:
+                board.write_epoch(figures, grad_norm)
             if folder:
                 with folder.going_on():
                     history.write_json(folder.path / "training_history.json", state.history)
@@ -150,6 +150,16 @@ def train(
     print_best(state.history, config.output_dir)
     if split == "val":  # only now, and once: no choice was made on these images
         test_best_model(model, dataset, train_loader, dtype, folder)
+
+
+def build_model(
+    config: TrainConfig, create_model: Callable[..., nn.Module], model_args: dict[str, Any], device: torch.device
+) -> tuple[nn.Module, nn.Module]:
+    """The model, and what a training step calls: the same weights behind torch.compile or several processes."""
+    torch.manual_seed(config.seed)
+    model = create_model(**model_args).to(device)
+    distributed.seed_dropout(config.seed)
+    return model, distributed.spread(compile_model(model, device) if config.compile else model, device)
 
 
 def begin_in_folder(

@@ -25,6 +25,8 @@ CONTENT = {
     "history": {"lr": [0.1, 1e-300]},
     "class_names": ["cat", "<dog>"],
     "nothing": None,
+    "epoch_sums": {"step": 3},
+    "machine": {"threads": 2},
 }
 
 

@@ -19,7 +19,7 @@ from training.provenance import describe_machine, refuse_other_run, resume_comma
 
 FREE = {  # changes neither the model nor what it learns from
     "preset", "output_dir", "data_dir", "data_url", "cache", "num_workers", "device", "compile", "save_minutes",
-    "save_every", "num_processes", "tensorboard",
+    "save_every", "num_processes", "tensorboard", "precision",
 }  # fmt: skip
 MACHINE = {
     "device": "cpu", "cpu": "Old 1000", "threads": 2, "world_size": 1, "compile": False, "num_cpus": 4,
@@ -68,7 +68,7 @@ def test_all_differences_are_listed():
 
 
 @pytest.mark.parametrize("extend", [False, True])
-@pytest.mark.parametrize("name", ["model_name", "model_args", "data", "split", "precision"])
+@pytest.mark.parametrize("name", ["model_name", "model_args", "data", "split"])
 def test_another_model_other_data_and_another_arithmetic_are_refused_too(name, extend):
     line = refusal(run_of(), run_of(num_epochs=150 if extend else 100) | {name: "another"}, extend)
     assert f"{name} is not what it was" in line
@@ -164,3 +164,8 @@ def test_the_command_that_resumes_says_the_same_to_a_shell(words):
 def test_the_command_that_resumes_neither_starts_anew_nor_extends_again(flag):
     command = resume_command(["train.py", "--preset", "demo", flag, "--num-epochs=9"])
     assert shlex.split(command)[1:] == ["train.py", "--preset", "demo", "--num-epochs=9", "--resume"]
+
+
+def test_another_arithmetic_is_refused_with_the_flag_that_keeps_it():
+    line = refusal(run_of() | {"precision": "bfloat16"}, run_of() | {"precision": "float32"}, False)
+    assert line.endswith("precision was bf16 and would be another here: give --precision bf16")

@@ -99,6 +99,8 @@ def load_last(folder: Path, warn: Callable[[str], object]) -> dict[str, Any]:
     for path in paths:
         try:
             content = load(path)
+            if "epoch_sums" not in content or "machine" not in content:
+                raise RunError(f"{path} holds weights only, which no run can go on from")
         except RunError as error:
             problems.append(str(error))
             continue

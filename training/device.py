@@ -18,7 +18,11 @@ def select_device(name: str) -> torch.device:
     if not found[name]:
         raise UsageError(f"--device {name}: torch finds no such device here; use --device auto")
     if name == "cuda" and "LOCAL_RANK" in os.environ:  # one GPU for each of several processes
-        return torch.device(name, int(os.environ["LOCAL_RANK"]))
+        number = int(os.environ["LOCAL_RANK"])
+        if number >= torch.cuda.device_count():
+            raise UsageError(f"there are {torch.cuda.device_count()} GPUs: start no more processes than that")
+        torch.cuda.set_device(number)
+        return torch.device(name, number)
     return torch.device(name)
 
 

@@ -49,6 +49,11 @@ def was_restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
+def launch() -> str | None:
+    """What torchrun calls this launch of processes, through all their restarts."""
+    return f"{os.environ['TORCHELASTIC_RUN_ID']} {os.environ.get('MASTER_PORT')}" if under_torchrun() else None
+
+
 def num_cpus() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

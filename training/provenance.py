@@ -18,7 +18,7 @@ from training.errors import UsageError
 # What a resumed run may do otherwise than before: none of it changes what the model is or learns from.
 FREE_ON_RESUME = (
     *("preset", "output_dir", "data_dir", "data_url", "cache"),
-    *("num_workers", "device", "compile", "num_processes", "tensorboard", "save_minutes", "save_every"),
+    *("num_workers", "device", "precision", "compile", "num_processes", "tensorboard", "save_minutes", "save_every"),
 )
 
 
@@ -35,6 +35,9 @@ def refuse_other_run(saved: dict[str, Any], metadata: dict[str, Any], extend: bo
     if not other:
         names = ("model_name", "model_args", "data", "split", "precision")
         other = [f"{name} is not what it was" for name in names if saved[name] != metadata[name]]
+        if saved["precision"] != metadata["precision"]:
+            short = {"bfloat16": "bf16", "float32": "fp32"}[saved["precision"]]
+            other[-1] = f"precision was {short} and would be another here: give --precision {short}"
     if other:
         advice = ""
         if now["num_epochs"] > before["num_epochs"] and not extend:
@@ -82,6 +85,7 @@ def describe_machine(device: torch.device, compiled: bool) -> dict[str, Any]:
         "num_cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "world_size": distributed.world_size(),
+        "launch": distributed.launch(),
         "compile": compiled,
     }
 

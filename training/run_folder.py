@@ -73,8 +73,10 @@ class RunFolder:
 
     def holds_lock(self) -> bool:
         """Whether the folder is still the one that was locked: it may have been removed, and made again by another."""
-        owner = self.path / OWNER
-        return owner.exists() and identity(owner) == self.owner_file
+        try:
+            return identity(self.path / OWNER) == self.owner_file
+        except OSError:  # it is not there, or the disk is not
+            return False
 
     def holds_run(self) -> bool:
         """Whether a run has begun to write its files there."""
@@ -142,7 +144,8 @@ class RunFolder:
         self.unsaved |= files
         with self.going_on():
             if not self.holds_lock():
-                self.lock.release(force=True)
+                with contextlib.suppress(OSError):
+                    self.lock.release(force=True)
                 self.claim()
             for name in sorted(self.unsaved, key="last.pth".__eq__):
                 keeps = name == "last.pth" and self.keep_previous
@@ -160,10 +163,11 @@ class RunFolder:
         try:
             yield
         except DiskError as error:
-            self.warn(
-                f"{error}. The run needs {self.needed / 2**20:,.0f} MiB there in all; it goes on, and tries again at "
-                "its next save"
-            )
+            with contextlib.suppress(OSError):  # the console may be a file on the same disk
+                self.warn(
+                    f"{error}. The run needs {self.needed / 2**20:,.0f} MiB there in all; it goes on, and tries again "
+                    "at its next save"
+                )
 
 
 def identity(path: Path) -> tuple[int, int]:

@@ -38,7 +38,8 @@ class TensorBoard:
             tag = f"{kind}/{name}" if kind in ("loss", "acc") else name  # losses side by side, and accuracies
             if name != "epoch":
                 self.writer.add_scalar(tag, value, int(figures["epoch"]))
-        self.writer.flush()
+        with contextlib.suppress(OSError):  # a full disk must not end the run
+            self.writer.flush()
 
 
 @contextlib.contextmanager
@@ -49,4 +50,5 @@ def tensorboard(folder: Path, epochs_done: int) -> Iterator[TensorBoard]:
         board.write_picture(folder / "augmented_images.png")
         yield board
     finally:
-        board.writer.close()
+        with contextlib.suppress(OSError):
+            board.writer.close()
