@@ -76,7 +76,7 @@ def train(
     metadata = describe_run(config, create_model, dataset, train_loader, split, dtype)
     machine = describe_machine(device, config.compile)
     if saved:
-        extend = extend and saved["config"]["num_epochs"] != config.num_epochs  # else it is extended already
+        extend &= not saved["extended_from"] or saved["config"]["num_epochs"] != config.num_epochs  # not once more
         refuse_other_run(saved, metadata, extend)
         warn_of_other_machine(saved["machine"], machine)
         metadata["extended_from"] = saved["extended_from"] + [saved["config"]["num_epochs"]] * extend

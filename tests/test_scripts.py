@@ -472,6 +472,16 @@ def test_a_run_that_is_extended_has_the_rest_of_the_longer_schedule(trained, run
     assert load(folders[1] / "last.pth")["extended_from"] == [3]
 
 
+def test_the_command_that_extended_a_run_goes_on_with_it_when_given_again(trained, run, tmp_path):
+    folder = shutil.copytree(trained[0], tmp_path / "run")
+    command = ["train_vit_cifar10.py", *TINY, "--num-epochs=4", "--output-dir", folder, "--resume", "--extend"]
+    assert run(*command).code == 0
+    again = run(*command)
+    assert (again.code, again.err) == (0, "")
+    assert "all its 4 epochs" in again.out
+    assert load(folder / "last.pth")["extended_from"] == [3]
+
+
 def test_extending_without_more_epochs_is_refused(trained, run):
     before = files_of(trained[0])
     result = run("train_vit_cifar10.py", *TINY, "--output-dir", trained[0], "--resume", "--extend")
