@@ -51,7 +51,7 @@ def was_restarted() -> bool:
 
 def launch() -> str | None:
     """What torchrun calls this launch of processes, through all their restarts."""
-    return f"{os.environ['TORCHELASTIC_RUN_ID']} {os.environ.get('MASTER_PORT')}" if under_torchrun() else None
+    return os.environ.get("TORCHELASTIC_RUN_ID")  # the port may be another after a restart
 
 
 def num_cpus() -> int:
