@@ -73,8 +73,8 @@ class TrainConfig:
     """arithmetic of the matrix products; auto is bf16 where the hardware has it (elsewhere it would be slower)"""
     num_processes: int | Literal["auto"] = "auto"
     """processes that share each step; auto takes two for a long run on a CPU, one elsewhere; torchrun overrides it"""
-    compile: bool = False
-    """torch.compile the model: a first step of 20 to 50 s, faster ones after it; needs a C++ compiler"""
+    compile: bool | Literal["auto"] = "auto"
+    """torch.compile the model (--compile, --no-compile); auto does for long runs on a CPU that has a C++ compiler"""
 
     output_dir: str
     """folder for the files of the run"""
@@ -213,10 +213,11 @@ class ViTConfig(TrainConfig):
 
 def check_type(name: str, value: object, annotation: Any) -> None:
     """ValueError, naming the field, for a value that is not of the field's type (edited into this file, say)."""
-    if annotation == int | Literal["auto"]:
-        if value == "auto" or type(value) is int:
-            return
-        raise ValueError(f"{name} must be auto or a whole number, got {value!r}")
+    for kind, called in ((int, "a whole number"), (bool, "True or False")):
+        if annotation == kind | Literal["auto"]:
+            if value == "auto" or type(value) is kind:
+                return
+            raise ValueError(f"{name} must be auto or {called}, got {value!r}")
     if annotation is float:
         ok = isinstance(value, int | float) and not isinstance(value, bool)
     elif isinstance(annotation, type):

@@ -36,6 +36,8 @@ class ResNetConfig(TrainConfig):
     """epochs in which the learning rate rises linearly from 0, before its cosine decay to 0"""
     num_processes: int | Literal["auto"] = 1
     """processes that share each step; on a CPU each normalizes by the statistics of its own share of the batch"""
+    compile: bool | Literal["auto"] = False
+    """torch.compile the model: on a CPU that takes a minute and gains nothing for this one"""
     output_dir: str = "checkpoints/resnet18_cifar10"
     """folder for the files of the run"""
 

@@ -25,7 +25,7 @@ from training import checkpoint, console, distributed, history
 from training.augment import Augmentation
 from training.cli import parse_training_command
 from training.data import Dataset, create_eval_loader, get_cifar10_dataloaders, load_dataset
-from training.device import compile_model, select_device, select_precision
+from training.device import compile_model, keep_freed_memory, select_compile, select_device, select_precision
 from training.engine import evaluate, train_one_epoch
 from training.errors import RunError, exit_codes
 from training.loader import ImageLoader, save_contact_sheet
@@ -68,20 +68,22 @@ def train(
 ) -> None:  # fmt: skip
     """Train from the beginning, or from what was saved; rank 0 has the folder that no other process writes to."""
     dtype, why_dtype = select_precision(config.precision, device)
+    compiled, why_compiled = select_compile(config.compile, estimate_work(config, create_model), device)
     with distributed.rank_0_first(device):
         dataset = load_dataset(config.dataset, config.data_dir, config.img_size, config.data_url, config.cache)
     saved = distributed.broadcast(saved)
     train_loader, eval_loader = create_loaders(config, dataset, device)
     split, steps_per_epoch = eval_loader.split, len(train_loader)
     metadata = describe_run(config, create_model, dataset, train_loader, split, dtype)
-    machine = describe_machine(device, config.compile)
+    machine = describe_machine(device, compiled)
     if saved:
         extend &= not saved["extended_from"] or saved["config"]["num_epochs"] != config.num_epochs  # not once more
         refuse_other_run(saved, metadata, extend)
         warn_of_other_machine(saved["machine"], machine)
         metadata["extended_from"] = saved["extended_from"] + [saved["config"]["num_epochs"]] * extend
 
-    model, step_model = build_model(config, create_model, metadata["model_args"], device)
+    keep_freed_memory()
+    model, step_model = build_model(config, create_model, metadata["model_args"], device, compiled)
     optimizer = create_optimizer(model, config.optimizer, config.learning_rate, config.weight_decay)
     state = checkpoint.TrainingState(model, optimizer, device, history.new_history(split))
     if saved:
@@ -108,7 +110,8 @@ def train(
     if folder:
         begin_in_folder(folder, config, model, {**metadata, **machine}, start, not saved or extend, overwrite)
         save_contact_sheet(train_loader, folder.path / "augmented_images.png")
-    print_ready(metadata, create_model, model, why_dtype, device, train_loader, eval_loader)
+    why = {"precision": why_dtype, "compile": f"{'yes' if compiled else 'no'} ({why_compiled})"}
+    print_ready(metadata, create_model, model, why, device, train_loader, eval_loader)
     if saved:
         print(f"Resumed   after {state.epoch} epochs and {state.sums.step} steps of the next", flush=True)
 
@@ -153,13 +156,17 @@ def train(
 
 
 def build_model(
-    config: TrainConfig, create_model: Callable[..., nn.Module], model_args: dict[str, Any], device: torch.device
+    config: TrainConfig,
+    create_model: Callable[..., nn.Module],
+    model_args: dict[str, Any],
+    device: torch.device,
+    compiled: bool,
 ) -> tuple[nn.Module, nn.Module]:
     """The model, and what a training step calls: the same weights behind torch.compile or several processes."""
     torch.manual_seed(config.seed)
     model = create_model(**model_args).to(device)
     distributed.seed_dropout(config.seed)
-    return model, distributed.spread(compile_model(model, device) if config.compile else model, device)
+    return model, distributed.spread(compile_model(model, device) if compiled else model, device)
 
 
 def begin_in_folder(
@@ -279,7 +286,7 @@ def count_flops(create_model: Callable[..., nn.Module], model_args: dict[str, An
 
 
 def print_ready(
-    metadata: dict[str, Any], create_model: Callable[..., nn.Module], model: nn.Module, why_precision: str,
+    metadata: dict[str, Any], create_model: Callable[..., nn.Module], model: nn.Module, why: dict[str, str],
     device: torch.device, train_loader: ImageLoader, eval_loader: ImageLoader,
 ) -> None:  # fmt: skip
     """What is about to run, on what."""
@@ -295,7 +302,8 @@ def print_ready(
     print(
         f"Model     {metadata['model_name']}: {num_parameters:,} parameters, "
         f"{flops / 1e9:.2f} GFLOP an image (forward and backward)\n"
-        f"Device    {hardware}, {metadata['precision']} ({why_precision})\n"
+        f"Device    {hardware}, {metadata['precision']} ({why['precision']})\n"
+        f"Compile   {why['compile']}\n"
         f"Data      {config['dataset']}: {images}, {img_size}x{img_size}, {num_classes} classes\n"
         f"Training  {schedule}, {config['optimizer']}, seed {config['seed']}\n"
         f"Output    {config['output_dir']}",

@@ -36,11 +36,10 @@ class Dropout(nn.Module):
             return x
         if x.device.type != "cpu":
             return F.dropout(x, self.p)
-        int64_min = torch.iinfo(torch.int64).min  # named, because a bare random_() leaves the sign bit 0
-        draws = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(int64_min, None)
-        limit = (256 * self.p + torch.rand(x.shape[-1])).to(torch.uint8)
-        keep = draws.view(torch.uint8)[: x.numel()].view(x.shape) >= limit
-        return x * keep.view(torch.uint8).to(x.dtype).mul_(1 / (1 - self.p))   # a bool would be converted slowly
+        draws = torch.randint(-(2**63), 2**63 - 1, ((x.numel() + 7) // 8,)).view(torch.uint8)[: x.numel()]
+        limit = (256 * self.p + torch.rand(x.shape[-1])).floor().to(x.dtype)
+        keep = draws.view(x.shape).to(x.dtype).ge_(limit)     # in place: 0 and 1 of x's type, where >= makes bools
+        return x * keep.mul_(1 / (1 - self.p))                # and bools are converted one by one
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

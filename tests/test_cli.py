@@ -42,6 +42,21 @@ def test_every_field_has_its_flag():
     assert parse(*args).config == ViTConfig(**OTHER_VALUES)
 
 
+@pytest.mark.parametrize(
+    ("flags", "value"),
+    [
+        (["--compile"], True),
+        (["--no-compile"], False),
+        (["--compile", "auto"], "auto"),
+        (["--compile=auto"], "auto"),
+        (["--compile", "--seed", "7"], True),
+        (["--compile", "--no-compile"], False),
+    ],
+)
+def test_compiling_is_a_flag_with_and_without_a_value(flags, value):
+    assert parse(*flags).config.compile == value
+
+
 def test_without_flags_there_are_the_defaults_and_a_new_run():
     command = parse()
     assert command.config == ViTConfig()

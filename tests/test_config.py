@@ -31,7 +31,7 @@ def test_the_defaults_are_the_recipe():
         "warmup_epochs": 10, "crop_padding": 4, "horizontal_flip": True, "auto_augment": True,
         "augment_policy": "cifar10", "random_erasing": 0, "mixup_alpha": 0, "cutmix_alpha": 0, "label_smoothing": 0,
         "num_workers": 0,
-        "seed": 42, "device": "auto", "precision": "auto", "compile": False, "save_every": 50, "preset": "baseline",
+        "seed": 42, "device": "auto", "precision": "auto", "compile": "auto", "save_every": 50, "preset": "baseline",
         "output_dir": "checkpoints/vit_tiny_cifar10",
     }  # fmt: skip
     assert recipe.items() <= ViTConfig().to_dict().items()

@@ -1,12 +1,16 @@
 """--device and --precision look at the hardware before they choose."""
 
+import shutil
+
 import pytest
 import torch
 
 from training import device
 from training.errors import UsageError
+from vit import VisionTransformer
 
 CPU = torch.device("cpu")
+LONG_RUN = 1e16  # floating-point operations: the recipe's 100 epochs
 
 
 @pytest.mark.parametrize("there", [False, True])
@@ -46,7 +50,53 @@ def test_products_are_done_in_the_chosen_precision(dtype, result):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == result
 
 
-def test_compiling_without_a_compiler_is_refused_by_name(monkeypatch):
+def test_compiling_without_a_compiler_is_refused_by_name_and_left_out_by_auto(monkeypatch):
     monkeypatch.setattr(device.shutil, "which", lambda name: None)
-    with pytest.raises(UsageError, match="--compile needs a C"):
-        device.compile_model(torch.nn.Linear(2, 2), CPU)
+    with pytest.raises(UsageError, match=r"--compile: there is no C\+\+ compiler"):
+        device.select_compile(True, LONG_RUN, CPU)
+    assert device.select_compile("auto", LONG_RUN, CPU) == (False, "there is no C++ compiler (g++ or clang++)")
+
+
+def test_a_compiler_that_does_not_work_is_refused_in_one_line(monkeypatch):
+    def compile_nothing(function):
+        raise RuntimeError("no such file: Python.h\nand much more")
+
+    monkeypatch.setattr(device.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    with pytest.raises(UsageError, match=r"does not work here \(no such file: Python.h\)\. Install"):
+        device.select_compile(True, LONG_RUN, CPU)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "work", "where", "compiled"),
+    [
+        ("auto", LONG_RUN, "cpu", True),
+        ("auto", LONG_RUN / 1000, "cpu", False),
+        ("auto", LONG_RUN, "cuda", False),
+        (True, 0, "cpu", True),
+        (True, 0, "cuda", True),
+        (False, LONG_RUN, "cpu", False),
+    ],
+)
+def test_auto_compiles_what_takes_long_enough_to_pay_for_it(monkeypatch, wanted, work, where, compiled):
+    monkeypatch.setattr(device, "why_no_compiling", lambda device: "")
+    monkeypatch.setattr(device.distributed, "num_cpus", lambda: 2)
+    assert device.select_compile(wanted, work, torch.device(where))[0] == compiled
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2**-6)])
+def test_a_compiled_model_has_the_same_dropout_logits_and_gradients(dtype, tolerance):
+    torch.manual_seed(0)
+    model = VisionTransformer(img_size=16, embed_dim=48, depth=2, dropout=0.1)
+    images, results = torch.randn(6, 3, 16, 16), []
+    for step_model in (model, device.compile_model(model, CPU)):
+        torch.manual_seed(1)
+        with device.autocast(CPU, dtype):
+            logits = step_model(images).float()
+        results.append([logits, *torch.autograd.grad(logits.square().sum(), [*model.parameters()]), torch.rand(1)])
+    *expected, next_draw = results[0]
+    *found, next_draw_compiled = results[1]
+    assert torch.equal(next_draw, next_draw_compiled)
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).norm() <= tolerance * other.norm()

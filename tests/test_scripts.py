@@ -508,6 +508,23 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(run, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_a_compiled_run_resumes_to_the_bits_of_an_unbroken_one(tmp_path):
+    flags = [*SHORT, "--num-epochs=2", "--batch-size=60", "--dropout=0.1", "--compile", "--output-dir"]
+    unbroken, resumed = tmp_path / "unbroken", tmp_path / "resumed"
+    done = in_new_process("train_vit_cifar10.py", *flags, unbroken, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "Compile   yes (as asked for" in done.out
+    shutil.copytree(unbroken, resumed)
+    (resumed / "last.prev.pth").rename(resumed / "last.pth")  # as it was after the first epoch
+    (resumed / "final_model.pth").unlink()
+    again = in_new_process("train_vit_cifar10.py", *flags, resumed, "--resume", cwd=tmp_path)
+    assert again.code == 0, again.err
+    assert "Resumed   after 1 epochs" in again.out
+    weights, expected = (load(folder / "final_model.pth")["model"] for folder in (resumed, unbroken))
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
 def test_resuming_a_finished_run_changes_nothing(trained, run):
     before = files_of(trained[0])
     result = run("train_vit_cifar10.py", *TINY, "--output-dir", trained[0], "--resume")

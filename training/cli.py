@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import io
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -30,6 +31,7 @@ class Command(Generic[T]):
 
 def parse_training_command(config_class: Any, description: str, args: Sequence[str] | None = None) -> Command[Any]:
     """Command line to config: a flag given beats the preset, and the preset beats the default. UsageError otherwise."""
+    args = with_values(sys.argv[1:] if args is None else args)
     preset = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     preset.add_argument("--preset", choices=config_class.presets, default="baseline")
     try:
@@ -47,6 +49,13 @@ def parse_training_command(config_class: Any, description: str, args: Sequence[s
     if command.extend and not command.resume:
         raise UsageError("--extend makes a run longer that is there already: give it with --resume")
     return command
+
+
+def with_values(args: Sequence[str]) -> list[str]:
+    """`--compile` and `--no-compile` are flags of a setting that is also "auto": here they get their value."""
+    values = {"--compile": "--compile=True", "--no-compile": "--compile=False"}
+    pairs = zip(args, [*args[1:], ""], strict=False)
+    return [word if after in ("auto", "True", "False") else values.get(word, word) for word, after in pairs]
 
 
 def parse(spec: Any, description: str, args: Sequence[str] | None = None, default: Any = None) -> Any:

@@ -110,11 +110,10 @@ def stratified_order(labels: Tensor, seed: int) -> Tensor:
 
 
 def channel_stats(images: Tensor) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel of uint8 images, in 0..1, from exact sums."""
-    count = images.numel() // images.shape[1]
-    mean = images.sum((0, 2, 3)).double() / count
-    squares = [chunk.int().square().sum((0, 2, 3)) for chunk in images.split(chunk_size(images))]
-    mean_square = torch.stack(squares).sum(0).double() / count
+    """Mean and standard deviation of each channel of uint8 images, in 0..1, from how often each grey level is there."""
+    counts = torch.stack([images[:, channel].flatten().bincount(minlength=256) for channel in range(images.shape[1])])
+    levels, count = torch.arange(256), images.numel() // images.shape[1]
+    mean, mean_square = ((counts * power).sum(1).double() / count for power in (levels, levels**2))
     std = (mean_square - mean**2).clamp(min=1).sqrt()  # at least one grey level, so that a constant channel divides too
     return (mean / 255).tolist(), (std / 255).tolist()
 

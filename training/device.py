@@ -1,13 +1,20 @@
 """Where to compute, and in which precision: `auto` looks at the hardware before it chooses."""
 
 import contextlib
+import ctypes
+import logging
 import os
 import shutil
+from typing import Any
 
 import torch
 from torch import nn
 
+from training import distributed
 from training.errors import UsageError
+
+FLOPS_PER_CORE = 1e11  # a second, roughly, of a CPU core in a training step
+SECONDS_THAT_PAY = 1800  # of training: compiling takes a minute, and saves a tenth
 
 
 def select_device(name: str) -> torch.device:
@@ -47,8 +54,48 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
-def compile_model(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model behind torch.compile, sharing its weights. UsageError where there is no compiler to do it with."""
+def select_compile(wanted: bool | str, work: float, device: torch.device) -> tuple[bool, str]:
+    """auto, True or False to whether to compile, and the reason for it; `work` is the run's floating-point operations.
+
+    UsageError where it was asked for and can't be done.
+    """
+    if wanted == "auto" and device.type != "cpu":
+        return False, "not measured on this device; try --compile"
+    if wanted == "auto" and work < SECONDS_THAT_PAY * FLOPS_PER_CORE * distributed.num_cpus():
+        return False, "it takes a minute, too long for a run this short"
+    if not wanted:
+        return False, "as asked for"
+    problem = why_no_compiling(device)
+    if problem and wanted != "auto":
+        raise UsageError(f"--compile: {problem}. Install what is missing, or leave it out")
+    why = "as asked for" if wanted != "auto" else "a long run gets faster by it"
+    return (False, problem) if problem else (True, f"{why}; the first steps take up to a minute")
+
+
+def why_no_compiling(device: torch.device) -> str:
+    """What keeps torch.compile from working here, found by compiling one addition; empty where it works."""
     if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
-        raise UsageError("--compile needs a C++ compiler (g++ or clang++) and finds none: install one, or leave it out")
-    return torch.compile(model)  # pyright: ignore[reportReturnType]
+        return "there is no C++ compiler (g++ or clang++)"
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a GPU that nobody asked for
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(8, device=device))
+    except Exception as error:  # whatever it is, it would be the same in the first step
+        return f"torch.compile does not work here ({str(error).strip().splitlines()[0]})"
+    return ""
+
+
+def compile_model(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model behind torch.compile, sharing its weights; on a CPU it draws the same random numbers as without."""
+    on_cpu: Any = {"fallback_random": True} if device.type == "cpu" else None
+    return torch.compile(model, dynamic=False, options=on_cpu)  # pyright: ignore[reportReturnType]
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep the memory that a step frees for the next one: the system takes long to give it out anew.
+
+    (mallopt(3): memory is returned above M_TRIM_THRESHOLD, and blocks above M_MMAP_THRESHOLD are never kept.)
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt:
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
