@@ -1,16 +1,18 @@
 """How fast a whole training step of ViT-Tiny is: this repository's against the libraries', in one run.
 
-    python benchmarks/throughput.py                           # tables for fp32 and bf16, some ten minutes on two cores
-    python benchmarks/throughput.py --no-compiled             # without torch.compile: two minutes
+    python benchmarks/throughput.py                           # tables for fp32 and bf16, 20 minutes on two cores
+    python benchmarks/throughput.py --no-compiled             # the steps without torch.compile: seven minutes
     python benchmarks/throughput.py --json > throughput.json  # the same as JSON
 
 A step is forward, loss, backward and AdamW on a batch in memory; all have the same shape and dropout 0.1 in the same
-places. The candidates take turns, so that a machine that gets slower or faster does so for all, and the median counts.
+places, two libraries after a change to their model (below). The candidates take turns, so that a machine that gets
+slower or faster does so for all, and the median counts. Compiled candidates are torch.compile's, as it is by default.
 The ceiling is the step's matrix products alone, in bf16, each at the shape it has in the model. Run it with nothing
 else running.
 """
 
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -30,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository's root, whe
 from resnet import ResNet18
 from training.cli import parse
 from training.device import autocast, compile_model, select_device
-from training.errors import exit_codes
+from training.errors import RunError, exit_codes
 from training.optim import create_optimizer
 from vit import create_vit_tiny_cifar10
 
@@ -49,9 +51,9 @@ class BenchmarkConfig:
     rounds: int = 12
     """steps of each candidate that are timed; two before them are not"""
     epochs: int = 3
-    """epochs of the whole training that are timed, 22 steps each"""
+    """epochs of the whole training that are timed, 23 steps each"""
     compiled: bool = True
-    """with torch.compile too, which takes half a minute a candidate"""
+    """bare steps with torch.compile too, which takes half a minute a candidate"""
     json: bool = False
     """print JSON in place of the tables"""
 
@@ -96,16 +98,24 @@ def create_transformers() -> nn.Module:
         hidden_size=WIDTH, num_hidden_layers=DEPTH, num_attention_heads=HEADS, intermediate_size=HIDDEN,
         hidden_dropout_prob=DROPOUT, image_size=32, patch_size=4, num_labels=10,  # pyright: ignore[reportCallIssue]
     )  # fmt: skip
-    return Logits(ViTForImageClassification(config))
+    model = ViTForImageClassification(config)
+    for name, module in list(model.named_modules()):  # it has no dropout inside its MLP
+        if name.endswith(".activation_fn"):
+            model.set_submodule(name, nn.Sequential(module, nn.Dropout(DROPOUT)))
+    return Logits(model)
 
 
 def create_vit_pytorch() -> nn.Module:
     from vit_pytorch import ViT
 
-    return ViT(
+    model = ViT(
         image_size=32, patch_size=4, num_classes=10, dim=WIDTH, depth=DEPTH, heads=HEADS, mlp_dim=HIDDEN,
         dim_head=WIDTH // HEADS, dropout=DROPOUT, emb_dropout=DROPOUT,
     )  # fmt: skip
+    for module in model.modules():  # it has one more, of the attention's weights
+        if hasattr(module, "attend"):
+            module.dropout = nn.Identity()
+    return model
 
 
 PEERS = {
@@ -113,6 +123,13 @@ PEERS = {
     "torchvision": create_torchvision,
     "transformers": create_transformers,
     "vit-pytorch": create_vit_pytorch,
+}
+
+
+WHOLE_TRAININGS = {
+    "1 process": ["--num-processes", "1", "--no-compile"],
+    "2 processes": ["--num-processes", "2", "--no-compile"],
+    "2 processes, compiled": ["--num-processes", "2", "--compile"],  # what a long run on a CPU does by itself
 }
 
 
@@ -127,7 +144,8 @@ def create_step(
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     images = torch.randn(batch_size, 3, 32, 32, device=device)
     labels = torch.randint(10, (batch_size,), device=device)
-    step_model = compile_model(model, device) if compiled else model
+    compiling = (lambda: compile_model(model, device)) if ours else (lambda: torch.compile(model))
+    step_model: Any = compiling() if compiled else model
 
     def step() -> None:
         with autocast(device, dtype):
@@ -190,19 +208,42 @@ def take_turns(candidates: dict[str, Callable[[], None]], batch_size: int, round
     }
 
 
-def train_by_command(num_processes: str, epochs: int) -> dict[str, float]:
-    """Images per second of train_vit_cifar10.py with its defaults, by epoch, and its peak memory.
+def train_by_command(flags: list[str], epochs: int) -> dict[str, float]:
+    """Images per second of train_vit_cifar10.py with its defaults, by epoch; of its evaluation too; and its memory.
 
     Data path and all, on scikit-learn's digits at CIFAR's size, so that nothing has to be downloaded. The first epoch,
-    which also warms up, does not count.
+    which also warms up and compiles, does not count.
     """
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "train_vit_cifar10.py", "--dataset", "digits", "--output-dir", folder]
-        flags = ["--num-epochs", str(epochs + 1), "--warmup-epochs", "1", "--num-processes", num_processes]
-        subprocess.run([*command, *flags], cwd=ROOT, check=True, capture_output=True)
+        command = [sys.executable, "train_vit_cifar10.py", "--dataset", "digits", "--output-dir", folder, *flags]
+        length = ["--num-epochs", str(epochs + 1), "--warmup-epochs", "1"]
+        with subprocess.Popen([*command, *length], cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+            memory = 0
+            while process.poll() is None:
+                memory = max(memory, resident_memory(process.pid))
+                time.sleep(2)
+        if process.returncode:
+            raise RunError(f"the training command failed: {shlex.join(command)}")
         history = json.loads((Path(folder) / "training_history.json").read_text())
     rates = history["images_per_second"][1:]
-    return {"images_per_second": statistics.median(rates), "slowest": min(rates), "fastest": max(rates)}
+    evaluations = [
+        360 / (epoch_time - 1437 / rate) for epoch_time, rate in zip(history["epoch_time"][1:], rates, strict=True)
+    ]
+    return {
+        "images_per_second": statistics.median(rates), "slowest": min(rates), "fastest": max(rates),
+        "evaluated_per_second": statistics.median(evaluations), "peak_memory_mib": memory / 2**20,
+    }  # fmt: skip
+
+
+def resident_memory(pid: int) -> int:
+    """Bytes that a process and its children hold, what they share counted once; 0 where there is no Linux to tell."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:  # it has just ended, or there is no such file here
+        return 0
+    own = next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+    return 1024 * own + sum(resident_memory(int(child)) for child in children)
 
 
 def main(config: BenchmarkConfig) -> None:
@@ -220,9 +261,8 @@ def main(config: BenchmarkConfig) -> None:
         candidates[f"products alone {precision}"] = create_products(config.batch_size, dtype, device)
     rows = take_turns(candidates, config.batch_size, config.rounds)
     candidates.clear()  # frees their threads and memory
-    for number in ("1", "2"):
-        processes = "1 process" if number == "1" else f"{number} processes"
-        rows[f"ours, whole training, {processes}"] = train_by_command(number, config.epochs)
+    for name, flags in WHOLE_TRAININGS.items():
+        rows[f"ours, whole training, {name}"] = train_by_command(flags, config.epochs)
     plain = ResNet18().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     resnets = {
         "ResNet-18 plain fp32": create_step(plain, config.batch_size, torch.float32, device, ours=False),
@@ -256,6 +296,10 @@ def table(report: dict[str, Any]) -> str:
     ]
     for name, row in report["images_per_second"].items():
         lines.append(f"| {name} | {row['images_per_second']:.1f} | {row['slowest']:.1f} to {row['fastest']:.1f} |")
+    lines.append("\n| whole training | evaluated images/s | peak memory, MiB |\n|---|---|---|")
+    for name, row in report["images_per_second"].items():
+        if "evaluated_per_second" in row:
+            lines.append(f"| {name} | {row['evaluated_per_second']:.1f} | {row['peak_memory_mib']:.0f} |")
     lines.append("\n| ratio | |\n|---|---|")
     lines += [f"| {name} | {value:.2f} |" for name, value in report["ratios"].items()]
     return "\n".join(lines)
