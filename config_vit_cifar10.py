@@ -74,7 +74,7 @@ class TrainConfig:
     num_processes: int | Literal["auto"] = "auto"
     """processes that share each step; auto takes two for a long run on a CPU, one elsewhere; torchrun overrides it"""
     compile: bool | Literal["auto"] = "auto"
-    """torch.compile the model (--compile, --no-compile); auto does for long runs on a CPU that has a C++ compiler"""
+    """torch.compile the model (--compile, --no-compile); auto does for long bf16 runs on a CPU"""
 
     output_dir: str
     """folder for the files of the run"""

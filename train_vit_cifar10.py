@@ -68,8 +68,8 @@ def train(
 ) -> None:  # fmt: skip
     """Train from the beginning, or from what was saved; rank 0 has the folder that no other process writes to."""
     dtype, why_dtype = select_precision(config.precision, device)
-    compiled, why_compiled = select_compile(config.compile, estimate_work(config, create_model), device)
     with distributed.rank_0_first(device):
+        compiled, why_compiled = select_compile(config.compile, estimate_work(config, create_model), device, dtype)
         dataset = load_dataset(config.dataset, config.data_dir, config.img_size, config.data_url, config.cache)
     saved = distributed.broadcast(saved)
     train_loader, eval_loader = create_loaders(config, dataset, device)

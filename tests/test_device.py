@@ -53,8 +53,11 @@ def test_products_are_done_in_the_chosen_precision(dtype, result):
 def test_compiling_without_a_compiler_is_refused_by_name_and_left_out_by_auto(monkeypatch):
     monkeypatch.setattr(device.shutil, "which", lambda name: None)
     with pytest.raises(UsageError, match=r"--compile: there is no C\+\+ compiler"):
-        device.select_compile(True, LONG_RUN, CPU)
-    assert device.select_compile("auto", LONG_RUN, CPU) == (False, "there is no C++ compiler (g++ or clang++)")
+        device.select_compile(True, LONG_RUN, CPU, torch.bfloat16)
+    assert device.select_compile("auto", LONG_RUN, CPU, torch.bfloat16) == (
+        False,
+        "there is no C++ compiler (g++ or clang++)",
+    )
 
 
 def test_a_compiler_that_does_not_work_is_refused_in_one_line(monkeypatch):
@@ -64,24 +67,25 @@ def test_a_compiler_that_does_not_work_is_refused_in_one_line(monkeypatch):
     monkeypatch.setattr(device.shutil, "which", lambda name: f"/bin/{name}")
     monkeypatch.setattr(torch, "compile", compile_nothing)
     with pytest.raises(UsageError, match=r"does not work here \(no such file: Python.h\)\. Install"):
-        device.select_compile(True, LONG_RUN, CPU)
+        device.select_compile(True, LONG_RUN, CPU, torch.bfloat16)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "work", "where", "compiled"),
+    ("wanted", "work", "where", "dtype", "compiled"),
     [
-        ("auto", LONG_RUN, "cpu", True),
-        ("auto", LONG_RUN / 1000, "cpu", False),
-        ("auto", LONG_RUN, "cuda", False),
-        (True, 0, "cpu", True),
-        (True, 0, "cuda", True),
-        (False, LONG_RUN, "cpu", False),
+        ("auto", LONG_RUN, "cpu", torch.bfloat16, True),
+        ("auto", LONG_RUN, "cpu", torch.float32, False),
+        ("auto", LONG_RUN / 1000, "cpu", torch.bfloat16, False),
+        ("auto", LONG_RUN, "cuda", torch.bfloat16, False),
+        (True, 0, "cpu", torch.float32, True),
+        (True, 0, "cuda", torch.bfloat16, True),
+        (False, LONG_RUN, "cpu", torch.bfloat16, False),
     ],
 )
-def test_auto_compiles_what_takes_long_enough_to_pay_for_it(monkeypatch, wanted, work, where, compiled):
+def test_auto_compiles_what_takes_long_enough_to_pay_for_it(monkeypatch, wanted, work, where, dtype, compiled):
     monkeypatch.setattr(device, "why_no_compiling", lambda device: "")
     monkeypatch.setattr(device.distributed, "num_cpus", lambda: 2)
-    assert device.select_compile(wanted, work, torch.device(where))[0] == compiled
+    assert device.select_compile(wanted, work, torch.device(where), dtype)[0] == compiled
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")

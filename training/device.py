@@ -54,13 +54,13 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
-def select_compile(wanted: bool | str, work: float, device: torch.device) -> tuple[bool, str]:
+def select_compile(wanted: bool | str, work: float, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
     """auto, True or False to whether to compile, and the reason for it; `work` is the run's floating-point operations.
 
     UsageError where it was asked for and can't be done.
     """
-    if wanted == "auto" and device.type != "cpu":
-        return False, "not measured on this device; try --compile"
+    if wanted == "auto" and (device.type != "cpu" or dtype != torch.bfloat16):
+        return False, "found faster in bf16 on a CPU only; try --compile"
     if wanted == "auto" and work < SECONDS_THAT_PAY * FLOPS_PER_CORE * distributed.num_cpus():
         return False, "it takes a minute, too long for a run this short"
     if not wanted:
