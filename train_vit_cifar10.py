@@ -110,8 +110,7 @@ def train(
     if folder:
         begin_in_folder(folder, config, model, {**metadata, **machine}, start, not saved or extend, overwrite)
         save_contact_sheet(train_loader, folder.path / "augmented_images.png")
-    why = {"precision": why_dtype, "compile": f"{'yes' if compiled else 'no'} ({why_compiled})"}
-    print_ready(metadata, create_model, model, why, device, train_loader, eval_loader)
+    print_ready(metadata, create_model, model, why_dtype, why_compiled, device, train_loader, eval_loader)
     if saved:
         print(f"Resumed   after {state.epoch} epochs and {state.sums.step} steps of the next", flush=True)
 
@@ -286,8 +285,8 @@ def count_flops(create_model: Callable[..., nn.Module], model_args: dict[str, An
 
 
 def print_ready(
-    metadata: dict[str, Any], create_model: Callable[..., nn.Module], model: nn.Module, why: dict[str, str],
-    device: torch.device, train_loader: ImageLoader, eval_loader: ImageLoader,
+    metadata: dict[str, Any], create_model: Callable[..., nn.Module], model: nn.Module, why_precision: str,
+    why_compiled: str, device: torch.device, train_loader: ImageLoader, eval_loader: ImageLoader,
 ) -> None:  # fmt: skip
     """What is about to run, on what."""
     config, img_size = metadata["config"], metadata["config"]["img_size"]
@@ -302,8 +301,8 @@ def print_ready(
     print(
         f"Model     {metadata['model_name']}: {num_parameters:,} parameters, "
         f"{flops / 1e9:.2f} GFLOP an image (forward and backward)\n"
-        f"Device    {hardware}, {metadata['precision']} ({why['precision']})\n"
-        f"Compile   {why['compile']}\n"
+        f"Device    {hardware}, {metadata['precision']} ({why_precision})\n"
+        f"Compile   {why_compiled}\n"
         f"Data      {config['dataset']}: {images}, {img_size}x{img_size}, {num_classes} classes\n"
         f"Training  {schedule}, {config['optimizer']}, seed {config['seed']}\n"
         f"Output    {config['output_dir']}",

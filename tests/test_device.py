@@ -56,7 +56,7 @@ def test_compiling_without_a_compiler_is_refused_by_name_and_left_out_by_auto(mo
         device.select_compile(True, LONG_RUN, CPU, torch.bfloat16)
     assert device.select_compile("auto", LONG_RUN, CPU, torch.bfloat16) == (
         False,
-        "there is no C++ compiler (g++ or clang++)",
+        "no: there is no C++ compiler (g++ or clang++)",
     )
 
 

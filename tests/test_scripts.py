@@ -514,7 +514,7 @@ def test_a_compiled_run_resumes_to_the_bits_of_an_unbroken_one(tmp_path):
     unbroken, resumed = tmp_path / "unbroken", tmp_path / "resumed"
     done = in_new_process("train_vit_cifar10.py", *flags, unbroken, cwd=tmp_path)
     assert done.code == 0, done.err
-    assert "Compile   yes (as asked for" in done.out
+    assert "Compile   yes: as asked for" in done.out
     shutil.copytree(unbroken, resumed)
     (resumed / "last.prev.pth").rename(resumed / "last.pth")  # as it was after the first epoch
     (resumed / "final_model.pth").unlink()

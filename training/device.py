@@ -60,16 +60,18 @@ def select_compile(wanted: bool | str, work: float, device: torch.device, dtype:
     UsageError where it was asked for and can't be done.
     """
     if wanted == "auto" and (device.type != "cpu" or dtype != torch.bfloat16):
-        return False, "found faster in bf16 on a CPU only; try --compile"
+        return False, "no: found faster in bf16 on a CPU only; try --compile"
     if wanted == "auto" and work < SECONDS_THAT_PAY * FLOPS_PER_CORE * distributed.num_cpus():
-        return False, "it takes a minute, too long for a run this short"
+        return False, "no: it takes a minute, too long for a run this short"
     if not wanted:
-        return False, "as asked for"
+        return False, "no: as asked for"
     problem = why_no_compiling(device)
     if problem and wanted != "auto":
         raise UsageError(f"--compile: {problem}. Install what is missing, or leave it out")
-    why = "as asked for" if wanted != "auto" else "a long run gets faster by it"
-    return (False, problem) if problem else (True, f"{why}; the first steps take up to a minute")
+    if problem:
+        return False, f"no: {problem}"
+    why = "a long run gets faster by it" if wanted == "auto" else "as asked for"
+    return True, f"yes: {why}; the first steps take up to a minute"
 
 
 def why_no_compiling(device: torch.device) -> str:
