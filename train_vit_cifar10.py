@@ -25,7 +25,14 @@ from training import checkpoint, console, distributed, history
 from training.augment import Augmentation
 from training.cli import parse_training_command
 from training.data import Dataset, create_eval_loader, get_cifar10_dataloaders, load_dataset
-from training.device import compile_model, keep_freed_memory, select_compile, select_device, select_precision
+from training.device import (
+    Compiled,
+    compile_errors,
+    keep_freed_memory,
+    select_compile,
+    select_device,
+    select_precision,
+)
 from training.engine import evaluate, train_one_epoch
 from training.errors import RunError, exit_codes
 from training.loader import ImageLoader, save_contact_sheet
@@ -59,6 +66,8 @@ def main(
         if number == "auto":
             number = distributed.choose_num_processes(config.batch_size, estimate_work(config, create_model), device)
         held.enter_context(distributed.processes(number))
+        held.enter_context(compile_errors())
+        keep_freed_memory()
         train(config, create_model, device, folder, saved, overwrite, extend)
 
 
@@ -69,12 +78,13 @@ def train(
     """Train from the beginning, or from what was saved; rank 0 has the folder that no other process writes to."""
     dtype, why_dtype = select_precision(config.precision, device)
     with distributed.rank_0_first(device):
-        compiled, why_compiled = select_compile(config.compile, estimate_work(config, create_model), device, dtype)
         dataset = load_dataset(config.dataset, config.data_dir, config.img_size, config.data_url, config.cache)
     saved = distributed.broadcast(saved)
     train_loader, eval_loader = create_loaders(config, dataset, device)
     split, steps_per_epoch = eval_loader.split, len(train_loader)
     metadata = describe_run(config, create_model, dataset, train_loader, split, dtype)
+    before = saved["machine"]["compile"] if saved else None
+    compiled, why_compiled = select_compile(config.compile, metadata["work"], device, dtype, before)
     machine = describe_machine(device, compiled)
     if saved:
         extend &= not saved["extended_from"] or saved["config"]["num_epochs"] != config.num_epochs  # not once more
@@ -82,7 +92,6 @@ def train(
         warn_of_other_machine(saved["machine"], machine)
         metadata["extended_from"] = saved["extended_from"] + [saved["config"]["num_epochs"]] * extend
 
-    keep_freed_memory()
     model, step_model = build_model(config, create_model, metadata["model_args"], device, compiled)
     optimizer = create_optimizer(model, config.optimizer, config.learning_rate, config.weight_decay)
     state = checkpoint.TrainingState(model, optimizer, device, history.new_history(split))
@@ -110,7 +119,7 @@ def train(
     if folder:
         begin_in_folder(folder, config, model, {**metadata, **machine}, start, not saved or extend, overwrite)
         save_contact_sheet(train_loader, folder.path / "augmented_images.png")
-    print_ready(metadata, create_model, model, why_dtype, why_compiled, device, train_loader, eval_loader)
+    print_ready(metadata, model, why_dtype, why_compiled, device, train_loader, eval_loader)
     if saved:
         print(f"Resumed   after {state.epoch} epochs and {state.sums.step} steps of the next", flush=True)
 
@@ -165,7 +174,8 @@ def build_model(
     torch.manual_seed(config.seed)
     model = create_model(**model_args).to(device)
     distributed.seed_dropout(config.seed)
-    return model, distributed.spread(compile_model(model, device) if compiled else model, device)
+    batch_size = len(range(distributed.rank(), config.batch_size, distributed.world_size()))  # this process's share
+    return model, distributed.spread(Compiled(model, batch_size, device) if compiled else model, device)
 
 
 def begin_in_folder(
@@ -256,9 +266,13 @@ def describe_run(
     split: str, dtype: torch.dtype,
 ) -> dict[str, Any]:  # fmt: skip
     """All that the evaluator needs beside the weights, in plain values."""
+    model_args = {**config.model_args, "num_classes": len(dataset.class_names)}
+    flops = count_flops(create_model, model_args, config.img_size)
     return {
         "model_name": create_model.__name__,
-        "model_args": {**config.model_args, "num_classes": len(dataset.class_names)},
+        "model_args": model_args,
+        "flops": flops,  # of an image, forward and backward
+        "work": flops * len(train_loader.images) * config.num_epochs,
         "config": config.to_dict(),
         "extended_from": [],  # numbers of epochs that the schedule had before --extend
         "data": {
@@ -285,13 +299,12 @@ def count_flops(create_model: Callable[..., nn.Module], model_args: dict[str, An
 
 
 def print_ready(
-    metadata: dict[str, Any], create_model: Callable[..., nn.Module], model: nn.Module, why_precision: str,
-    why_compiled: str, device: torch.device, train_loader: ImageLoader, eval_loader: ImageLoader,
+    metadata: dict[str, Any], model: nn.Module, why_precision: str, why_compiled: str, device: torch.device,
+    train_loader: ImageLoader, eval_loader: ImageLoader,
 ) -> None:  # fmt: skip
     """What is about to run, on what."""
     config, img_size = metadata["config"], metadata["config"]["img_size"]
     num_classes = len(metadata["data"]["class_names"])
-    flops = count_flops(create_model, metadata["model_args"], img_size)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     images = f"{len(train_loader.images):,} training and {len(eval_loader.images):,} {metadata['split']} images"
     hardware = f"{cpu_name()}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
@@ -300,7 +313,7 @@ def print_ready(
     schedule = f"{config['num_epochs']} epochs of {len(train_loader)} steps, {config['batch_size']} images a step"
     print(
         f"Model     {metadata['model_name']}: {num_parameters:,} parameters, "
-        f"{flops / 1e9:.2f} GFLOP an image (forward and backward)\n"
+        f"{metadata['flops'] / 1e9:.2f} GFLOP an image (forward and backward)\n"
         f"Device    {hardware}, {metadata['precision']} ({why_precision})\n"
         f"Compile   {why_compiled}\n"
         f"Data      {config['dataset']}: {images}, {img_size}x{img_size}, {num_classes} classes\n"

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository's root, whe
 
 from resnet import ResNet18
 from training.cli import parse
-from training.device import autocast, compile_model, select_device
+from training.device import Compiled, autocast, select_device, why_no_compiling
 from training.errors import RunError, exit_codes
 from training.optim import create_optimizer
 from vit import create_vit_tiny_cifar10
@@ -99,9 +99,10 @@ def create_transformers() -> nn.Module:
         hidden_dropout_prob=DROPOUT, image_size=32, patch_size=4, num_labels=10,  # pyright: ignore[reportCallIssue]
     )  # fmt: skip
     model = ViTForImageClassification(config)
-    for name, module in list(model.named_modules()):  # it has no dropout inside its MLP
-        if name.endswith(".activation_fn"):
-            model.set_submodule(name, nn.Sequential(module, nn.Dropout(DROPOUT)))
+    places = [name for name, _ in model.named_modules() if name.endswith(".activation_fn")]
+    assert len(places) == DEPTH
+    for name in places:  # it has no dropout inside its MLP
+        model.set_submodule(name, nn.Sequential(model.get_submodule(name), nn.Dropout(DROPOUT)))
     return Logits(model)
 
 
@@ -112,9 +113,10 @@ def create_vit_pytorch() -> nn.Module:
         image_size=32, patch_size=4, num_classes=10, dim=WIDTH, depth=DEPTH, heads=HEADS, mlp_dim=HIDDEN,
         dim_head=WIDTH // HEADS, dropout=DROPOUT, emb_dropout=DROPOUT,
     )  # fmt: skip
-    for module in model.modules():  # it has one more, of the attention's weights
-        if hasattr(module, "attend"):
-            module.dropout = nn.Identity()
+    attentions = [module for module in model.modules() if hasattr(module, "attend")]
+    assert len(attentions) == DEPTH
+    for attention in attentions:  # it has one dropout more, of the attention's weights
+        attention.dropout = nn.Identity()
     return model
 
 
@@ -144,7 +146,7 @@ def create_step(
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     images = torch.randn(batch_size, 3, 32, 32, device=device)
     labels = torch.randint(10, (batch_size,), device=device)
-    compiling = (lambda: compile_model(model, device)) if ours else (lambda: torch.compile(model))
+    compiling = (lambda: Compiled(model, batch_size, device)) if ours else (lambda: torch.compile(model))
     step_model: Any = compiling() if compiled else model
 
     def step() -> None:
@@ -262,6 +264,8 @@ def main(config: BenchmarkConfig) -> None:
     rows = take_turns(candidates, config.batch_size, config.rounds)
     candidates.clear()  # frees their threads and memory
     for name, flags in WHOLE_TRAININGS.items():
+        if "--compile" in flags and why_no_compiling(device):
+            continue
         rows[f"ours, whole training, {name}"] = train_by_command(flags, config.epochs)
     plain = ResNet18().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     resnets = {

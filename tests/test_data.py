@@ -11,7 +11,6 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from training import data
 from training.augment import Augmentation
 from training.data import Dataset, channel_stats, get_cifar10_dataloaders, load_dataset
 from training.errors import UsageError
@@ -101,8 +100,7 @@ def test_the_loaders_read_cifar10_by_themselves(cifar):
 # --- normalization ---
 
 
-def test_channel_stats_are_numpys(monkeypatch):
-    monkeypatch.setattr(data, "chunk_size", lambda images: 7)
+def test_channel_stats_are_numpys():
     images = random_images(30)
     images[:, 1] //= 3
     mean, std = channel_stats(images)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from training import device
-from training.errors import UsageError
+from training.errors import RunError, UsageError
 from vit import VisionTransformer
 
 CPU = torch.device("cpu")
@@ -60,13 +60,20 @@ def test_compiling_without_a_compiler_is_refused_by_name_and_left_out_by_auto(mo
     )
 
 
-def test_a_compiler_that_does_not_work_is_refused_in_one_line(monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("no such file: Python.h\nand much more"), "no such file: Python.h"),
+        (AssertionError(), "AssertionError"),
+    ],
+)
+def test_a_compiler_that_does_not_work_is_refused_in_one_line(monkeypatch, error, said):
     def compile_nothing(function):
-        raise RuntimeError("no such file: Python.h\nand much more")
+        raise error
 
     monkeypatch.setattr(device.shutil, "which", lambda name: f"/bin/{name}")
     monkeypatch.setattr(torch, "compile", compile_nothing)
-    with pytest.raises(UsageError, match=r"does not work here \(no such file: Python.h\)\. Install"):
+    with pytest.raises(UsageError, match=rf"does not work here \({said}\)\. Install"):
         device.select_compile(True, LONG_RUN, CPU, torch.bfloat16)
 
 
@@ -88,13 +95,43 @@ def test_auto_compiles_what_takes_long_enough_to_pay_for_it(monkeypatch, wanted,
     assert device.select_compile(wanted, work, torch.device(where), dtype)[0] == compiled
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_a_resumed_run_goes_on_as_it_began_unless_told_otherwise(monkeypatch, before):
+    monkeypatch.setattr(device, "why_no_compiling", lambda device: "")
+    for work in (0, LONG_RUN):
+        assert device.select_compile("auto", work, CPU, torch.float32, before)[0] == before
+        assert device.select_compile(not before, work, CPU, torch.float32, before)[0] != before
+
+
+def test_a_model_that_can_not_be_compiled_ends_the_run_in_one_line():
+    def break_the_graph(x):
+        torch._dynamo.graph_break()
+        return x
+
+    with pytest.raises(RunError, match=r"torch\.compile failed .* --resume --no-compile"), device.compile_errors():
+        torch.compile(break_the_graph, fullgraph=True, backend="eager")(torch.ones(2))
+
+
+def test_the_model_in_training_is_compiled_in_one_piece():
+    model = VisionTransformer(img_size=16, embed_dim=24, depth=2, dropout=0.1).train()
+    assert torch.compile(model, fullgraph=True, backend="eager")(torch.randn(2, 3, 16, 16)).shape == (2, 10)
+
+
+def test_only_full_batches_of_more_than_one_image_are_compiled(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda model, **options: lambda images: "compiled")
+    model = torch.nn.Identity()
+    for batch_size, compiled in ((4, [4]), (1, [])):
+        step_model = device.Compiled(model, batch_size, CPU)
+        assert [n for n in range(6) if isinstance(step_model(torch.ones(n, 2)), str)] == compiled
+
+
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2**-6)])
 def test_a_compiled_model_has_the_same_dropout_logits_and_gradients(dtype, tolerance):
     torch.manual_seed(0)
     model = VisionTransformer(img_size=16, embed_dim=48, depth=2, dropout=0.1)
     images, results = torch.randn(6, 3, 16, 16), []
-    for step_model in (model, device.compile_model(model, CPU)):
+    for step_model in (model, device.Compiled(model, len(images), CPU)):
         torch.manual_seed(1)
         with device.autocast(CPU, dtype):
             logits = step_model(images).float()

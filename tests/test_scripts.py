@@ -509,8 +509,10 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(run, tmp_path
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
-def test_a_compiled_run_resumes_to_the_bits_of_an_unbroken_one(tmp_path):
-    flags = [*SHORT, "--num-epochs=2", "--batch-size=60", "--dropout=0.1", "--compile", "--output-dir"]
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_compiled_run_resumes_to_the_bits_of_an_unbroken_one(tmp_path, num_processes):
+    flags = [*SHORT, "--num-epochs=2", "--batch-size=60", "--dropout=0.1", "--compile"]
+    flags += ["--max-train-images=121", f"--num-processes={num_processes}", "--output-dir"]  # the last step: one image
     unbroken, resumed = tmp_path / "unbroken", tmp_path / "resumed"
     done = in_new_process("train_vit_cifar10.py", *flags, unbroken, cwd=tmp_path)
     assert done.code == 0, done.err

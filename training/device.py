@@ -5,16 +5,18 @@ import ctypes
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException  # torch has no public name for it
 
 from training import distributed
-from training.errors import UsageError
+from training.errors import RunError, UsageError
 
 FLOPS_PER_CORE = 1e11  # a second, roughly, of a CPU core in a training step
-SECONDS_THAT_PAY = 1800  # of training: compiling takes a minute, and saves a tenth
+SECONDS_THAT_PAY = 1800  # of training: compiling takes a minute, and saves some 7 %
 
 
 def select_device(name: str) -> torch.device:
@@ -54,24 +56,32 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
-def select_compile(wanted: bool | str, work: float, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
-    """auto, True or False to whether to compile, and the reason for it; `work` is the run's floating-point operations.
+def select_compile(
+    wanted: bool | str, work: float, device: torch.device, dtype: torch.dtype, before: bool | None = None
+) -> tuple[bool, str]:
+    """auto, True or False to whether to compile, and the reason for it; the same in all processes.
 
+    `work` is the run's floating-point operations; a resumed run, which compiled or did not `before`, stays with that.
     UsageError where it was asked for and can't be done.
     """
-    if wanted == "auto" and (device.type != "cpu" or dtype != torch.bfloat16):
-        return False, "no: found faster in bf16 on a CPU only; try --compile"
-    if wanted == "auto" and work < SECONDS_THAT_PAY * FLOPS_PER_CORE * distributed.num_cpus():
-        return False, "no: it takes a minute, too long for a run this short"
     if not wanted:
-        return False, "no: as asked for"
-    problem = why_no_compiling(device)
+        return False, "no: --compile is off"
+    if wanted == "auto" and before is not None:
+        why = "as the run began"
+    elif wanted == "auto":
+        why = "a long run gets faster by it"
+        if device.type != "cpu" or dtype != torch.bfloat16:
+            return False, "no: found faster in bf16 on a CPU only; try --compile"
+        if work < SECONDS_THAT_PAY * FLOPS_PER_CORE * min(2, distributed.num_cpus()):
+            return False, "no: it takes a minute, too long for a run this short"
+    else:
+        why = "as asked for"
+    if wanted == "auto" and before is False:
+        return False, f"no: {why}"
+    problem = next(filter(None, distributed.gather(why_no_compiling(device))), "")  # of any process
     if problem and wanted != "auto":
         raise UsageError(f"--compile: {problem}. Install what is missing, or leave it out")
-    if problem:
-        return False, f"no: {problem}"
-    why = "a long run gets faster by it" if wanted == "auto" else "as asked for"
-    return True, f"yes: {why}; the first steps take up to a minute"
+    return not problem, f"no: {problem}" if problem else f"yes: {why}; the first steps take up to a minute"
 
 
 def why_no_compiling(device: torch.device) -> str:
@@ -82,22 +92,47 @@ def why_no_compiling(device: torch.device) -> str:
     try:
         torch.compile(lambda x: x + 1)(torch.ones(8, device=device))
     except Exception as error:  # whatever it is, it would be the same in the first step
-        return f"torch.compile does not work here ({str(error).strip().splitlines()[0]})"
+        return f"torch.compile does not work here ({first_line(error)})"
     return ""
 
 
-def compile_model(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model behind torch.compile, sharing its weights; on a CPU it draws the same random numbers as without."""
-    on_cpu: Any = {"fallback_random": True} if device.type == "cpu" else None
-    return torch.compile(model, dynamic=False, options=on_cpu)  # pyright: ignore[reportReturnType]
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
+def compile_errors() -> Iterator[None]:
+    """Inside it, what torch.compile can't do with the model is a RunError, in place of pages about its inside."""
+    try:
+        yield
+    except TorchDynamoException as error:
+        raise RunError(
+            f"torch.compile failed ({first_line(error)}); --resume --no-compile goes on without it"
+        ) from None
+
+
+class Compiled(nn.Module):
+    """The model, sharing its weights, behind torch.compile for batches of `batch_size`, and as it is for any other.
+
+    An epoch's last, smaller batch is not worth a minute of compiling, and torch 2.15 fails on one of a single image. On
+    a CPU the compiled model draws the same random numbers as the other.
+    """
+
+    def __init__(self, model: nn.Module, batch_size: int, device: torch.device):
+        super().__init__()
+        on_cpu: Any = {"fallback_random": True} if device.type == "cpu" else None
+        self.model, self.batch_size = model, batch_size
+        self.compiled = torch.compile(model, dynamic=False, options=on_cpu)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (self.compiled if len(images) == self.batch_size > 1 else self.model)(images)
 
 
 def keep_freed_memory() -> None:
     """Have glibc keep the memory that a step frees for the next one: the system takes long to give it out anew.
 
-    (mallopt(3): memory is returned above M_TRIM_THRESHOLD, and blocks above M_MMAP_THRESHOLD are never kept.)
+    mallopt(3): memory is returned above M_TRIM_THRESHOLD, and blocks above M_MMAP_THRESHOLD are never kept.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt:
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+    if mallopt and (mallopt(-3, 2**30) or mallopt(-3, 2**25)):  # M_MMAP_THRESHOLD; before glibc 2.35, 32 MiB at most
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
