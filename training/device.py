@@ -66,18 +66,15 @@ def select_compile(
     """
     if not wanted:
         return False, "no: --compile is off"
-    if wanted == "auto" and before is not None:
-        why = "as the run began"
-    elif wanted == "auto":
-        why = "a long run gets faster by it"
-        if device.type != "cpu" or dtype != torch.bfloat16:
+    why = "as asked for"
+    if wanted == "auto":
+        why = "a long run gets faster by it" if before is None else "as the run began"
+        if before is False:
+            return False, f"no: {why}"
+        if before is None and (device.type != "cpu" or dtype != torch.bfloat16):
             return False, "no: found faster in bf16 on a CPU only; try --compile"
-        if work < SECONDS_THAT_PAY * FLOPS_PER_CORE * min(2, distributed.num_cpus()):
+        if before is None and work < SECONDS_THAT_PAY * FLOPS_PER_CORE * min(2, distributed.num_cpus()):
             return False, "no: it takes a minute, too long for a run this short"
-    else:
-        why = "as asked for"
-    if wanted == "auto" and before is False:
-        return False, f"no: {why}"
     problem = next(filter(None, distributed.gather(why_no_compiling(device))), "")  # of any process
     if problem and wanted != "auto":
         raise UsageError(f"--compile: {problem}. Install what is missing, or leave it out")
