@@ -81,14 +81,15 @@ class PictureFolder(datasets.ImageFolder):
 
 def is_picture(path: str) -> bool:
     """Whether a file's name says that Pillow can read it."""
-    return Path(path).suffix.lower() in Image.registered_extensions() and not Path(path).name.startswith(".")
+    name = os.path.basename(path)  # no Path: there are 60,000 of them
+    return os.path.splitext(name)[1].lower() in Image.registered_extensions() and not name.startswith(".")
 
 
 def fingerprint(root: Path, samples: dict[str, list[tuple[str, int]]]) -> str:
     """A digest of the pictures' places, sizes and times of change."""
     digest = hashlib.sha256(f"version {CACHE_VERSION}".encode())
     for path, label in [pair for pairs in samples.values() for pair in pairs]:
-        status, name = os.stat(path), os.path.relpath(path, root)
+        status, name = os.stat(path), path.removeprefix(f"{root}{os.sep}")
         digest.update(f"{name} {label} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
