@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.device import autocast
-from vit import Attention, Dropout, VisionTransformer, create_vit_tiny_cifar10
+from vit import Attention, Dropout, GeluDropout, VisionTransformer, create_vit_tiny_cifar10
 
 
 def test_vit_tiny_has_the_recipes_size():
@@ -232,3 +232,34 @@ def test_dropout_does_and_draws_nothing_in_evaluation_and_at_0():
 @pytest.mark.parametrize("shape", [(0, 5, 8), (1, 1, 1), (3,), (2, 3, 5)])
 def test_dropout_takes_any_shape_an_empty_share_too(shape):
     assert Dropout(0.5)(torch.ones(shape)).shape == shape
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 8e-3)]
+)
+def test_gelu_with_dropout_is_gelu_and_then_dropout(dtype, tolerance):
+    x = torch.randn(64, 67, dtype=dtype).mul(3).requires_grad_()
+    results = []
+    for step in (GeluDropout(0.3), lambda x: Dropout(0.3)(F.gelu(x))):
+        torch.manual_seed(0)
+        y = step(x)
+        results.append((y, *torch.autograd.grad(y.square().sum(), x)))
+    (y, grad), (expected, expected_grad) = results
+    assert torch.equal(y, expected)
+    torch.testing.assert_close(grad, expected_grad, rtol=tolerance, atol=tolerance)
+    if dtype == torch.float64:
+        once = lambda x: (torch.manual_seed(0), GeluDropout(0.3)(x))[1]  # noqa: E731
+        assert torch.autograd.gradcheck(once, x[:4, :5].detach().requires_grad_())
+
+
+@pytest.mark.parametrize("drop", [GeluDropout(0.3).eval(), GeluDropout(0.0)])
+def test_gelu_without_dropout_is_torchs(drop):
+    x = torch.randn(3, 7)
+    assert torch.equal(drop(x), F.gelu(x))
+
+
+def test_gelu_with_dropout_refuses_a_second_derivative():
+    x = torch.randn(3, 7).requires_grad_()
+    (grad,) = torch.autograd.grad(GeluDropout(0.3)(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
