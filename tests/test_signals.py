@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from training.errors import Terminated
+from training.errors import RunError, Terminated
 from training.signals import DeferredSignals, StopRequested
 
 EXITS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
@@ -81,3 +81,26 @@ def test_what_came_before_does_not_stop_what_begins_anew():
         os.kill(os.getpid(), signal.SIGINT)
     with signals:
         signals.check()
+
+
+def fail(number: int, error: Exception) -> None:
+    """A run that gets a signal, or none for 0, and then an error."""
+    with DeferredSignals():
+        if number:
+            os.kill(os.getpid(), number)
+        raise error
+
+
+@pytest.mark.parametrize("number", EXITS)
+def test_an_error_that_the_signal_led_to_is_the_signal(number):
+    before = handlers()
+    with pytest.raises(EXITS[number]):
+        fail(number, RuntimeError("the compiler ended"))
+    assert handlers() == before
+
+
+def test_an_error_without_a_signal_and_one_of_the_user_stay_what_they_are():
+    with pytest.raises(RuntimeError, match="of torch"):
+        fail(0, RuntimeError("of torch"))
+    with pytest.raises(RunError, match="disk is full"):
+        fail(signal.SIGINT, RunError("the disk is full"))

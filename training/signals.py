@@ -19,7 +19,11 @@ class StopRequested(Exception):
 
 
 class DeferredSignals:
-    """Inside `with`, a first Ctrl-C or SIGTERM waits until `check` is called; a second one acts at once."""
+    """Inside `with`, a first Ctrl-C or SIGTERM waits until `check` is called; a second one acts at once.
+
+    Where the first one has also ended a compiler or another process that a step waits for, the run ends by it too, and
+    not by what torch says of that.
+    """
 
     signals = (signal.SIGINT, signal.SIGTERM)
 
@@ -31,9 +35,11 @@ class DeferredSignals:
                 self.previous[number] = signal.signal(number, self.note)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, _, error: BaseException | None, __) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+        if self.pending and isinstance(error, RuntimeError):
+            raise self.exit_of(self.pending) from error
 
     def note(self, number: int, frame: FrameType | None) -> None:
         if self.pending and not distributed.under_torchrun():  # which passes on what the terminal has sent already
