@@ -1,12 +1,13 @@
 """How fast a whole training step of ViT-Tiny is: this repository's against the libraries', in one run.
 
     python benchmarks/throughput.py                           # tables for fp32 and bf16, 20 minutes on two cores
-    python benchmarks/throughput.py --no-compiled             # the steps without torch.compile: seven minutes
+    python benchmarks/throughput.py --no-compiled             # the steps without torch.compile: 12 minutes
     python benchmarks/throughput.py --json > throughput.json  # the same as JSON
 
 A step is forward, loss, backward and AdamW on a batch in memory; all have the same shape and dropout 0.1 in the same
-places, two libraries after a change to their model (below). The candidates take turns, so that a machine that gets
-slower or faster does so for all, and the median counts. Compiled candidates are torch.compile's, as it is by default.
+places, two libraries after a change to their model (below). The candidates take turns, steps and whole trainings too,
+so that a machine that gets slower or faster does so for all, and the median counts. Compiled candidates are
+torch.compile's, as it is by default.
 The ceiling is the step's matrix products alone, in bf16, each at the shape it has in the model. Run it with nothing
 else running.
 """
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,17 +49,19 @@ class BenchmarkConfig:
 
     batch_size: int = 64
     """images a step"""
-    rounds: int = 12
-    """steps of each candidate that are timed; two before them are not"""
-    epochs: int = 3
-    """epochs of the whole training that are timed, 23 steps each"""
+    turns: int = 3
+    """how often the steps and then the whole trainings are timed"""
+    rounds: int = 4
+    """steps of each candidate that are timed in a turn; two before them are not"""
+    epochs: int = 1
+    """epochs of each whole training that are timed in a turn, 23 steps each"""
     compiled: bool = True
     """bare steps with torch.compile too, which takes half a minute a candidate"""
     json: bool = False
     """print JSON in place of the tables"""
 
     def __post_init__(self):
-        for name in ("batch_size", "rounds", "epochs"):
+        for name in ("batch_size", "turns", "rounds", "epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
@@ -128,6 +131,7 @@ PEERS = {
 }
 
 
+TRAINED, EVALUATED = 1437, 360  # images of the digits in an epoch
 WHOLE_TRAININGS = {
     "1 process": ["--num-processes", "1", "--no-compile"],
     "2 processes": ["--num-processes", "2", "--no-compile"],
@@ -191,8 +195,8 @@ def matrices(
     return tuple(torch.randn(*batch, *shape, device=device).to(dtype) for shape in ((rows, inner), (inner, columns)))  # pyright: ignore
 
 
-def take_turns(candidates: dict[str, Callable[[], None]], batch_size: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Images per second of each candidate: median, slowest, fastest."""
+def take_turns(candidates: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each step of each candidate."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for round_number in range(rounds + 2):
         for name, step in candidates.items():
@@ -200,18 +204,29 @@ def take_turns(candidates: dict[str, Callable[[], None]], batch_size: int, round
             step()
             if round_number >= 2:
                 seconds[name].append(time.perf_counter() - start)
-    return {
-        name: {
-            "images_per_second": batch_size / statistics.median(times),
-            "slowest": batch_size / max(times),
-            "fastest": batch_size / min(times),
-        }
-        for name, times in seconds.items()
-    }
+    return seconds
 
 
-def train_by_command(flags: list[str], epochs: int) -> dict[str, float]:
-    """Images per second of train_vit_cifar10.py with its defaults, by epoch; of its evaluation too; and its memory.
+def spread(rates: list[float]) -> dict[str, float]:
+    """The median of some rates in images per second, and their ends."""
+    return {"images_per_second": statistics.median(rates), "slowest": min(rates), "fastest": max(rates)}
+
+
+@dataclass
+class Trainings:
+    """What was measured of some whole trainings."""
+
+    rates: list[float] = field(default_factory=list)  # images per second in each epoch
+    evaluation_rates: list[float] = field(default_factory=list)
+    peak_memory: int = 0  # bytes, of all processes together
+
+    def figures(self) -> dict[str, float]:
+        evaluated = statistics.median(self.evaluation_rates)
+        return {**spread(self.rates), "evaluated_per_second": evaluated, "peak_memory_mib": self.peak_memory / 2**20}
+
+
+def train_by_command(flags: list[str], epochs: int, measured: Trainings) -> None:
+    """Measure train_vit_cifar10.py with its defaults: its rate by epoch, that of its evaluation too, and its memory.
 
     Data path and all, on scikit-learn's digits at CIFAR's size, so that nothing has to be downloaded. The first epoch,
     which also warms up and compiles, does not count.
@@ -220,21 +235,16 @@ def train_by_command(flags: list[str], epochs: int) -> dict[str, float]:
         command = [sys.executable, "train_vit_cifar10.py", "--dataset", "digits", "--output-dir", folder, *flags]
         length = ["--num-epochs", str(epochs + 1), "--warmup-epochs", "1"]
         with subprocess.Popen([*command, *length], cwd=ROOT, stdout=subprocess.DEVNULL) as process:
-            memory = 0
             while process.poll() is None:
-                memory = max(memory, resident_memory(process.pid))
+                measured.peak_memory = max(measured.peak_memory, resident_memory(process.pid))
                 time.sleep(2)
         if process.returncode:
             raise RunError(f"the training command failed: {shlex.join(command)}")
         history = json.loads((Path(folder) / "training_history.json").read_text())
     rates = history["images_per_second"][1:]
-    evaluations = [
-        360 / (epoch_time - 1437 / rate) for epoch_time, rate in zip(history["epoch_time"][1:], rates, strict=True)
-    ]
-    return {
-        "images_per_second": statistics.median(rates), "slowest": min(rates), "fastest": max(rates),
-        "evaluated_per_second": statistics.median(evaluations), "peak_memory_mib": memory / 2**20,
-    }  # fmt: skip
+    measured.rates += rates
+    for epoch_time, rate in zip(history["epoch_time"][1:], rates, strict=True):
+        measured.evaluation_rates.append(EVALUATED / (epoch_time - TRAINED / rate))
 
 
 def resident_memory(pid: int) -> int:
@@ -261,18 +271,22 @@ def main(config: BenchmarkConfig) -> None:
                 )
     for precision, dtype in PRECISIONS.items():
         candidates[f"products alone {precision}"] = create_products(config.batch_size, dtype, device)
-    rows = take_turns(candidates, config.batch_size, config.rounds)
-    candidates.clear()  # frees their threads and memory
-    for name, flags in WHOLE_TRAININGS.items():
-        if "--compile" in flags and why_no_compiling(device):
-            continue
-        rows[f"ours, whole training, {name}"] = train_by_command(flags, config.epochs)
     plain = ResNet18().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
-    resnets = {
-        "ResNet-18 plain fp32": create_step(plain, config.batch_size, torch.float32, device, ours=False),
-        "ResNet-18 ours bf16": create_step(ResNet18(), config.batch_size, torch.bfloat16, device, ours=True),
-    }
-    rows |= take_turns(resnets, config.batch_size, config.rounds)
+    candidates["ResNet-18 plain fp32"] = create_step(plain, config.batch_size, torch.float32, device, ours=False)
+    candidates["ResNet-18 ours bf16"] = create_step(ResNet18(), config.batch_size, torch.bfloat16, device, ours=True)
+    commands = WHOLE_TRAININGS
+    if why_no_compiling(device):
+        commands = {name: flags for name, flags in commands.items() if "--compile" not in flags}
+
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    trainings = {name: Trainings() for name in commands}
+    for _ in range(config.turns):
+        for name, times in take_turns(candidates, config.rounds).items():
+            seconds[name] += times
+        for name, flags in commands.items():
+            train_by_command(flags, config.epochs, trainings[name])
+    rows = {name: spread([config.batch_size / time for time in times]) for name, times in seconds.items()}
+    rows |= {f"ours, whole training, {name}": measured.figures() for name, measured in trainings.items()}
     about = {"device": str(device), "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
     report = {**about, **vars(config), "images_per_second": rows, "ratios": ratios(rows)}
     print(json.dumps(report, indent=2) if config.json else table(report))
