@@ -26,9 +26,9 @@ from training.cli import parse
 from training.corruptions import CORRUPTIONS, corrupt
 from training.data import Dataset, load_dataset
 from training.device import select_device
-from training.errors import RunError, UsageError, exit_codes
+from training.errors import RunError, UsageError, exit_codes, first_line
 from training.figures import FIGURES, Results, draw_figures
-from training.files import create_folder, first_line
+from training.files import create_folder
 from training.image_folder import read_image
 from training.trained import Trained
 from vit import VisionTransformer

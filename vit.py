@@ -53,7 +53,8 @@ class Dropout(nn.Module):
 class GeluTimes(torch.autograd.Function):
     """gelu(x) * mask, with the derivative computed beside the value: backward is one product and keeps one tensor.
 
-    Compiled, a whole training step gets 3 % faster by it on a CPU; the memory kept is 70 MiB less for 64 images.
+    On a CPU it takes 2.6 % off a compiled training step, and 70 MiB off its memory for 64 images in bf16. It has no
+    second derivative, and none by torch.func.
     """
 
     @staticmethod

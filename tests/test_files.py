@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from training import files
-from training.errors import RunError
-from training.files import DiskError, create_folder, first_line, remove_temporary_files, write_atomically
+from training.errors import RunError, first_line
+from training.files import DiskError, create_folder, remove_temporary_files, write_atomically
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 

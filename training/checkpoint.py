@@ -17,8 +17,8 @@ from torch import nn
 
 from training import distributed
 from training.engine import EpochSums
-from training.errors import RunError
-from training.files import first_line, write_atomically
+from training.errors import RunError, first_line
+from training.files import write_atomically
 from training.history import History, append
 
 FORMAT_VERSION = 2

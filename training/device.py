@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException  # torch has no public name for it
 
 from training import distributed
-from training.errors import RunError, UsageError
+from training.errors import RunError, UsageError, first_line
 
 FLOPS_PER_CORE = 1e11  # a second, roughly, of a CPU core in a training step
 SECONDS_THAT_PAY = 1800  # of training: compiling takes a minute, and saves some 7 %
@@ -91,10 +91,6 @@ def why_no_compiling(device: torch.device) -> str:
     except Exception as error:  # whatever it is, it would be the same in the first step
         return f"torch.compile does not work here ({first_line(error)})"
     return ""
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextlib.contextmanager

@@ -76,7 +76,7 @@ def train_one_epoch(
     unseen_images, start = 0, time.perf_counter()
     for step, (images, labels) in enumerate(loader, start=sums.step + 1):
         num_images = loader.images_in_step(step - 1)  # of all ranks; a rank's share of the last may be empty
-        optimizer.zero_grad()  # before the forward pass, which then has the gradients' memory
+        optimizer.zero_grad()  # before the forward pass, which in one process has the gradients' memory then
         with autocast(device, dtype):
             logits = model(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing, reduction="sum")

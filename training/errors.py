@@ -28,6 +28,11 @@ class Terminated(BaseException):
     """SIGTERM arrived."""
 
 
+def first_line(error: BaseException) -> str:
+    """Of what it says, or its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 @contextlib.contextmanager
 def exit_codes(advice: str = "") -> Iterator[None]:
     """Run a script's main: a user's mistake becomes one line on stderr, an interrupt an exit code and `advice`."""

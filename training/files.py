@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from training.errors import RunError
+from training.errors import RunError, first_line
 
 
 class DiskError(RunError):
@@ -60,7 +60,3 @@ def remove_temporary_files(folder: Path) -> None:
     """Remove what a process that was killed left half written."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
-
-
-def first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -14,8 +14,8 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from training import checkpoint
-from training.errors import RunError, UsageError
-from training.files import DiskError, create_folder, first_line, remove_temporary_files
+from training.errors import RunError, UsageError, first_line
+from training.files import DiskError, create_folder, remove_temporary_files
 
 RUN_FILES = ("*.pth", "config.json", "training_history.json", "test_result.json", "*.png", "evaluation", "tensorboard")
 LOCK, OWNER = ".lock", ".lock-owner"

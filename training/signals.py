@@ -2,11 +2,12 @@
 
 import os
 import signal
+import sys
 from types import FrameType
 from typing import Any, Self
 
 from training import distributed
-from training.errors import Terminated
+from training.errors import Terminated, first_line
 
 NOTE = "\nstopping after this step; Ctrl-C once more stops at once, without saving\n"
 
@@ -21,8 +22,8 @@ class StopRequested(Exception):
 class DeferredSignals:
     """Inside `with`, a first Ctrl-C or SIGTERM waits until `check` is called; a second one acts at once.
 
-    Where the first one has also ended a compiler or another process that a step waits for, the run ends by it too, and
-    not by what torch says of that.
+    Where the step then fails, because the signal has also ended a compiler or another process that it waits for, the
+    failure is printed and the run ends by the signal.
     """
 
     signals = (signal.SIGINT, signal.SIGTERM)
@@ -39,6 +40,7 @@ class DeferredSignals:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
         if self.pending and isinstance(error, RuntimeError):
+            print(f"this step could not be ended, nor saved: {first_line(error)}", file=sys.stderr)
             raise self.exit_of(self.pending) from error
 
     def note(self, number: int, frame: FrameType | None) -> None:
