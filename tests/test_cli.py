@@ -171,6 +171,22 @@ def test_a_signal_ends_with_its_exit_code_and_advice_and_its_handler_is_put_back
     assert signal.getsignal(number) is before
 
 
+def test_a_sigterm_that_comes_while_an_error_is_being_said_changes_nothing(monkeypatch, capsys):
+    say = sys.stderr.write
+
+    def say_late(text: str) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return say(text)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(sys.stderr, "write", say_late)
+    with pytest.raises(SystemExit) as stop, exit_codes():
+        raise UsageError("no such flag")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: no such flag\n"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_an_error_of_the_program_itself_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError), exit_codes():
         _ = 1 / 0

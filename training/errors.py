@@ -48,7 +48,10 @@ def exit_codes(advice: str = "") -> Iterator[None]:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 until the end
     previous = signal.signal(signal.SIGTERM, on_sigterm)
     try:
-        yield
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the run ends already
     except RunError as error:
         if not (rank and isinstance(error, PeerError | UsageError)):  # which rank 0 says
             print(f"{f'process {rank}: ' if rank else ''}error: {error}", file=sys.stderr)
