@@ -1,15 +1,14 @@
 """How fast a whole training step of ViT-Tiny is: this repository's against the libraries', in one run.
 
     python benchmarks/throughput.py                           # tables for fp32 and bf16, 20 minutes on two cores
-    python benchmarks/throughput.py --no-compiled             # the steps without torch.compile: 12 minutes
+    python benchmarks/throughput.py --no-compiled             # the steps without torch.compile, which is sooner done
     python benchmarks/throughput.py --json > throughput.json  # the same as JSON
 
 A step is forward, loss, backward and AdamW on a batch in memory; all have the same shape and dropout 0.1 in the same
 places, two libraries after a change to their model (below). The candidates take turns, steps and whole trainings too,
 so that a machine that gets slower or faster does so for all, and the median counts. Compiled candidates are
-torch.compile's, as it is by default.
-The ceiling is the step's matrix products alone, in bf16, each at the shape it has in the model. It needs 8 GiB of
-memory, because all candidates stay, and nothing else running.
+torch.compile's, as it is by default. The ceiling is the step's matrix products alone, in bf16, each at the shape it has
+in the model. Run it with nothing else running; all candidates stay in memory beside the trainings.
 """
 
 import json

@@ -97,7 +97,7 @@ def test_an_error_that_the_signal_led_to_is_said_and_ends_the_run_by_the_signal(
     with pytest.raises(EXITS[number]):
         fail(number, RuntimeError("the compiler ended"))
     assert handlers() == before
-    assert capsys.readouterr().err == "this step could not be ended, nor saved: the compiler ended\n"
+    assert capsys.readouterr().err == "failed while stopping: the compiler ended\n"
 
 
 def test_an_error_without_a_signal_and_one_of_the_user_stay_what_they_are():

@@ -22,8 +22,8 @@ class StopRequested(Exception):
 class DeferredSignals:
     """Inside `with`, a first Ctrl-C or SIGTERM waits until `check` is called; a second one acts at once.
 
-    Where the step then fails, because the signal has also ended a compiler or another process that it waits for, the
-    failure is printed and the run ends by the signal.
+    Where a RuntimeError comes first, as when the signal has also ended a compiler or another process that is waited for,
+    it is printed in one line and the run ends by the signal.
     """
 
     signals = (signal.SIGINT, signal.SIGTERM)
@@ -40,7 +40,7 @@ class DeferredSignals:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
         if self.pending and isinstance(error, RuntimeError):
-            print(f"this step could not be ended, nor saved: {first_line(error)}", file=sys.stderr)
+            print(f"failed while stopping: {first_line(error)}", file=sys.stderr)
             raise self.exit_of(self.pending) from error
 
     def note(self, number: int, frame: FrameType | None) -> None:
