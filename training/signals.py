@@ -22,8 +22,8 @@ class StopRequested(Exception):
 class DeferredSignals:
     """Inside `with`, a first Ctrl-C or SIGTERM waits until `check` is called; a second one acts at once.
 
-    Where a RuntimeError comes first, as when the signal has also ended a compiler or another process that is waited for,
-    it is printed in one line and the run ends by the signal.
+    Where a RuntimeError comes first, as when the signal has also ended a compiler or another process that is
+    waited for, it is printed in one line and the run ends by the signal.
     """
 
     signals = (signal.SIGINT, signal.SIGTERM)
