@@ -57,7 +57,7 @@ def main(config: CostConfig) -> None:
             times.append(time.perf_counter() - start)
     rows: list[dict[str, Any]] = []
     for (axis, label, args, batch), times in zip(points, seconds, strict=True):
-        flops = count_flops(VisionTransformer, args, 32)
+        flops = count_flops(VisionTransformer, 32, **args)
         milliseconds = 1000 * statistics.median(times[1:]) / batch
         rows.append({"axis": axis, "label": label, "ms_per_image": milliseconds, "gflop_per_image": flops / 1e9})
     about = {
