@@ -51,9 +51,14 @@ def main(
 ) -> None:
     """A run from its settings to its files. `create_model` takes the config's model_args and num_classes."""
     device = select_device(config.device)
-    if config.tensorboard:
-        require_tensorboard()
+    number = config.num_processes
+    if number == "auto":
+        number = distributed.choose_num_processes(config.batch_size, estimate_work(config, create_model), device)
     with ExitStack() as held:
+        again = config, create_model, resume, overwrite, extend
+        held.enter_context(distributed.processes(number, device, main, *again))  # first of all: it copies this one
+        if config.tensorboard:
+            require_tensorboard()
         folder = saved = None
         if distributed.rank() == 0:  # the others wait for what it finds, and write nothing
             folder = held.enter_context(RunFolder(Path(config.output_dir), console.print_warning))
@@ -63,10 +68,6 @@ def main(
             if not (resume or overwrite):
                 folder.refuse_used()
             saved = folder.load_last() if resume else None
-        number = config.num_processes
-        if number == "auto":
-            number = distributed.choose_num_processes(config.batch_size, estimate_work(config, create_model), device)
-        held.enter_context(distributed.processes(number))
         held.enter_context(compile_errors())
         keep_freed_memory()
         train(config, create_model, device, folder, saved, overwrite, extend)

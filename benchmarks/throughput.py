@@ -247,7 +247,7 @@ def train_by_command(flags: list[str], epochs: int, measured: Trainings) -> None
 
 
 def resident_memory(pid: int) -> int:
-    """Bytes that a process and its children hold, files they have in common counted once; 0 where no Linux tells."""
+    """Bytes that a process and its children hold, what they have in common counted once; 0 where no Linux tells."""
     own, files = 0, 0
     waiting = [pid]
     while waiting:
@@ -255,7 +255,9 @@ def resident_memory(pid: int) -> int:
         try:
             waiting += [int(child) for child in (folder / "task" / folder.name / "children").read_text().split()]
             status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
-            own += int(status["RssAnon"].split()[0]) + int(status["RssShmem"].split()[0])
+            shares = (folder / "smaps_rollup").read_text().splitlines()[1:]  # a process's own, and its part of others'
+            held = {name: int(size.split()[0]) for name, size in (line.split(":", 1) for line in shares)}
+            own += held["Pss_Anon"] + held["Pss_Shmem"]
             files = max(files, int(status["RssFile"].split()[0]))
         except (OSError, KeyError):  # it has just ended, or there is no such file here
             continue

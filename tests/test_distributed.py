@@ -88,6 +88,22 @@ class Run:
             return f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         return False
 
+    def copies(self) -> set[int]:
+        """The process ids of the command's copies of itself; they have its environment, so no RANK tells them."""
+
+        def command(pid: int) -> bytes:
+            with contextlib.suppress(OSError):
+                return Path(f"/proc/{pid}/cmdline").read_bytes()
+            return b""
+
+        def alike() -> set[int]:
+            others = set(self.processes()) - {self.process.pid}
+            return {pid for pid in others if command(pid) == command(self.process.pid) != b""}
+
+        before = alike()
+        time.sleep(0.02)  # in which any other program that it starts has become that program
+        return before & alike()
+
     def wait_until(self, condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
         end = time.monotonic() + seconds
         while not (value := condition()):
@@ -256,6 +272,31 @@ def test_torchrun_starts_the_run_anew_after_a_worker_died_and_it_ends_with_the_s
     assert_same_bits(tmp_path / "run", dropping)
 
 
+def test_a_process_started_anew_does_what_a_copy_does(dropping, tmp_path):
+    """As on macOS, where a process that has threads can't be copied."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        f"import multiprocessing, sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from train_vit_cifar10 import ViTConfig, VisionTransformer, distributed, main, parse_training_command\n"
+        "if __name__ == '__main__':\n"
+        "    distributed.process_context = lambda device: multiprocessing.get_context('spawn')\n"
+        "    main(parse_training_command(ViTConfig, '').config, VisionTransformer, False, False, False)\n"
+    )
+    with running(tmp_path, script, "--output-dir=run", *DROPPING, "--num-processes=2") as run:
+        result = run.wait()
+    assert (result.code, result.err) == (0, "")
+    assert_same_bits(tmp_path / "run", dropping)
+
+
+@pytest.mark.parametrize(
+    ("system", "device", "method"),
+    [("linux", "cpu", "fork"), ("linux", "cuda", "spawn"), ("darwin", "cpu", "spawn")],
+)
+def test_a_process_is_copied_on_linux_and_where_no_gpu_is_at_work(monkeypatch, system, device, method):
+    monkeypatch.setattr(sys, "platform", system)
+    assert distributed.process_context(torch.device(device)).get_start_method() == method
+
+
 def test_going_on_with_another_number_of_processes_warns(stopped, tmp_path):
     shutil.copytree(stopped[0], tmp_path / "run")
     result = train(tmp_path, *DROPPING, "--num-processes=1", "--resume")
@@ -274,7 +315,7 @@ def children() -> list[str]:
 def test_when_one_process_is_killed_the_others_end_and_nothing_is_left_running(tmp_path, victim):
     with running(tmp_path, SCRIPT, *ENDLESS, "--output-dir=run", "--num-processes=2") as run:
         run.wait_for("Epoch [2/")
-        [child] = run.processes(rank=1)
+        [child] = run.copies()
         os.kill(child if victim else run.process.pid, signal.SIGKILL)
         result = run.wait(SECONDS_TO_END)
     if victim:
@@ -287,7 +328,7 @@ def test_when_one_process_is_killed_the_others_end_and_nothing_is_left_running(t
 @pytest.mark.parametrize("victim", [0, 1])
 def test_when_one_process_is_killed_before_they_are_connected_the_other_does_not_wait(tmp_path, victim):
     with running(tmp_path, SCRIPT, *ENDLESS, "--output-dir=run", "--num-processes=2") as run:
-        [child] = run.wait_until(lambda: run.processes(rank=1))
+        [child] = run.wait_until(run.copies)
         os.kill(child if victim else run.process.pid, signal.SIGKILL)
         result = run.wait(SECONDS_TO_END)
     if victim:

@@ -5,13 +5,17 @@ LOCAL_WORLD_SIZE and, after an elastic restart, TORCHELASTIC_RESTART_COUNT.
 """
 
 import contextlib
+import multiprocessing
 import os
-import subprocess
+import signal
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkContext, SpawnContext
+from multiprocessing.process import BaseProcess
+from multiprocessing.queues import SimpleQueue
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,7 +25,7 @@ from torch import Tensor, nn
 from torch.distributed import PrefixStore, TCPStore, rendezvous  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn.parallel import DistributedDataParallel
 
-from training.errors import PeerError
+from training.errors import PeerError, exit_codes
 
 T = TypeVar("T")
 
@@ -71,24 +75,28 @@ def choose_num_processes(batch_size: int, work: float, device: torch.device) -> 
 
 
 @contextlib.contextmanager
-def processes(number: int) -> Iterator[None]:
+def processes(number: int, device: torch.device, run: Callable[..., None], *args: Any) -> Iterator[None]:
     """Inside it, the other processes of the run are there, to be connected with: torchrun's, or `number` - 1 of ours.
 
-    Ours run this process's own command, and end with it. PeerError where one of them fails.
+    Ours call `run(*args)`, and end with this one. PeerError where one of them fails.
     """
-    others: list[subprocess.Popen] = []
+    others: list[BaseProcess] = []
     group: dict[str, str] = {}
     if number > 1 and "RANK" not in os.environ:
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # lives as long as this frame
-        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-        group |= {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number), "RANK": "0", "LOCAL_RANK": "0"}
-        os.environ.update(group)
+        group = {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        group |= {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
+        context = process_context(device)
+        port = context.SimpleQueue()
         for other in range(1, number):
-            env = os.environ | {"RANK": str(other), "LOCAL_RANK": str(other), "PARENT_PID": str(os.getpid())}
-            others.append(subprocess.Popen([sys.executable, *sys.argv], env=env))
+            env = {**group, "RANK": str(other), "LOCAL_RANK": str(other)}
+            others.append(context.Process(target=run_as_rank, args=(env, port, os.getpid(), run, args)))
+            others[-1].start()
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # lives as long as this frame
+        group |= {"MASTER_PORT": str(store.port), "RANK": "0", "LOCAL_RANK": "0"}
+        for _ in others:
+            port.put(group["MASTER_PORT"])
+        os.environ.update(group)
         threading.Thread(target=watch_others, args=(others,), daemon=True).start()
-    elif "PARENT_PID" in os.environ:
-        threading.Thread(target=watch_parent, args=(int(os.environ["PARENT_PID"]),), daemon=True).start()
     try:
         yield
     except RuntimeError as error:
@@ -102,18 +110,35 @@ def processes(number: int) -> Iterator[None]:
             dist.destroy_process_group()
         for process in others:
             process.terminate() if initialized else process.kill()  # it waits for a connection, and hears no signal
-            try:
-                process.wait(SECONDS_TO_LEAVE)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            process.join(SECONDS_TO_LEAVE)
+            process.kill()
         for name in group:
             del os.environ[name]
 
 
-def watch_others(others: list[subprocess.Popen]) -> None:
+def process_context(device: torch.device) -> ForkContext | SpawnContext:
+    """How to start another process: as a copy of this one, in no time, unless system or device stand against it."""
+    if sys.platform == "linux" and device.type == "cpu":
+        return multiprocessing.get_context("fork")
+    return multiprocessing.get_context("spawn")
+
+
+def run_as_rank(
+    env: dict[str, str], port: "SimpleQueue[str]", parent: int, run: Callable[..., None], args: tuple[Any, ...]
+) -> None:
+    """What another process does from its start to its end."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a copy would have the first process's handler after its end too
+    os.environ.update(env)
+    with exit_codes():
+        threading.Thread(target=watch_parent, args=(parent,), daemon=True).start()
+        os.environ["MASTER_PORT"] = port.get()
+        run(*args)
+
+
+def watch_others(others: list[BaseProcess]) -> None:
     """End this process when another dies before they are connected; afterwards they notice each other's end at once."""
     while not connected.wait(1):
-        if any(process.poll() is not None for process in others):
+        if not all(process.is_alive() for process in others):
             print("error: another process of this run ended before the run began: start it again", file=sys.stderr)
             for process in others:
                 process.kill()
