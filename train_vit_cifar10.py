@@ -56,7 +56,8 @@ def main(
         number = distributed.choose_num_processes(config.batch_size, estimate_work(config, create_model), device)
     with ExitStack() as held:
         again = config, create_model, resume, overwrite, extend
-        held.enter_context(distributed.processes(number, device, main, *again))  # first of all: it copies this one
+        # before the folder is locked and OpenMP has threads: a copy of this process has the lock, and not the threads
+        held.enter_context(distributed.processes(number, device, main, *again))
         if config.tensorboard:
             require_tensorboard()
         folder = saved = None

@@ -89,7 +89,7 @@ class Run:
         return False
 
     def copies(self) -> set[int]:
-        """The process ids of the command's copies of itself; they have its environment, so no RANK tells them."""
+        """The process ids of the command's copies of itself, which have no RANK in the environment they began with."""
 
         def command(pid: int) -> bytes:
             with contextlib.suppress(OSError):
@@ -272,29 +272,58 @@ def test_torchrun_starts_the_run_anew_after_a_worker_died_and_it_ends_with_the_s
     assert_same_bits(tmp_path / "run", dropping)
 
 
-def test_a_process_started_anew_does_what_a_copy_does(dropping, tmp_path):
-    """As on macOS, where a process that has threads can't be copied."""
-    script = tmp_path / "train.py"
+def train_with(folder: Path, change: str, *args: Any) -> Result:
+    """What the training script does after a change to training/distributed.py, a line of Python."""
+    script = folder / "train.py"
     script.write_text(
         f"import multiprocessing, sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "from train_vit_cifar10 import ViTConfig, VisionTransformer, distributed, main, parse_training_command\n"
+        "if __name__ == '__mp_main__':\n"
+        "    print('started anew', file=sys.stderr)\n"
         "if __name__ == '__main__':\n"
-        "    distributed.process_context = lambda device: multiprocessing.get_context('spawn')\n"
+        f"    {change}\n"
         "    main(parse_training_command(ViTConfig, '').config, VisionTransformer, False, False, False)\n"
     )
-    with running(tmp_path, script, "--output-dir=run", *DROPPING, "--num-processes=2") as run:
-        result = run.wait()
-    assert (result.code, result.err) == (0, "")
+    with running(folder, script, "--output-dir=run", *args) as run:
+        return run.wait()
+
+
+def test_a_process_started_anew_does_what_a_copy_does(dropping, tmp_path):
+    """As on macOS, where a process that has threads can't be copied."""
+    spawn = "distributed.process_context = lambda device: multiprocessing.get_context('spawn')"
+    result = train_with(tmp_path, spawn, *DROPPING, "--num-processes=2")
+    assert (result.code, result.err) == (0, "started anew\n")
     assert_same_bits(tmp_path / "run", dropping)
 
 
+def test_two_processes_of_two_threads_each(tmp_path):
+    """A copy of a process that OpenMP has given threads to would wait for them for ever."""
+    change = "import torch; torch.set_num_threads(2); distributed.num_cpus = lambda: 4"
+    result = train_with(tmp_path, change, *UNEVEN, "--num-processes=2")
+    assert (result.code, result.err) == (0, "")
+    assert "2 threads" in result.out
+
+
 @pytest.mark.parametrize(
-    ("system", "device", "method"),
-    [("linux", "cpu", "fork"), ("linux", "cuda", "spawn"), ("darwin", "cpu", "spawn")],
+    ("system", "device", "gpu", "method"),
+    [
+        ("linux", "cpu", False, "fork"),
+        ("linux", "cpu", True, "spawn"),
+        ("linux", "cuda", True, "spawn"),
+        ("darwin", "cpu", False, "spawn"),
+    ],
 )
-def test_a_process_is_copied_on_linux_and_where_no_gpu_is_at_work(monkeypatch, system, device, method):
+def test_a_process_is_copied_on_linux_and_where_there_is_no_gpu(monkeypatch, system, device, gpu, method):
     monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu)
     assert distributed.process_context(torch.device(device)).get_start_method() == method
+
+
+def test_no_process_is_left_where_they_could_not_be_connected(tmp_path):
+    result = train_with(tmp_path, "distributed.TCPStore = None", *UNEVEN, "--num-processes=2")
+    assert result.code == 1
+    assert "TypeError" in result.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_going_on_with_another_number_of_processes_warns(stopped, tmp_path):
@@ -315,7 +344,7 @@ def children() -> list[str]:
 def test_when_one_process_is_killed_the_others_end_and_nothing_is_left_running(tmp_path, victim):
     with running(tmp_path, SCRIPT, *ENDLESS, "--output-dir=run", "--num-processes=2") as run:
         run.wait_for("Epoch [2/")
-        [child] = run.copies()
+        [child] = run.wait_until(run.copies)
         os.kill(child if victim else run.process.pid, signal.SIGKILL)
         result = run.wait(SECONDS_TO_END)
     if victim:

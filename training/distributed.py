@@ -13,9 +13,9 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkContext, SpawnContext
 from multiprocessing.process import BaseProcess
-from multiprocessing.queues import SimpleQueue
 from typing import Any, TypeVar
 
 import numpy as np
@@ -86,16 +86,20 @@ def processes(number: int, device: torch.device, run: Callable[..., None], *args
         group = {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
         group |= {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
         context = process_context(device)
-        port = context.SimpleQueue()
+        ports: list[Connection] = []
         for other in range(1, number):
             env = {**group, "RANK": str(other), "LOCAL_RANK": str(other)}
-            others.append(context.Process(target=run_as_rank, args=(env, port, os.getpid(), run, args)))
-            others[-1].start()
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=run_as_rank, args=(env, receiver, os.getpid(), run, args), daemon=True)
+            process.start()
+            others.append(process)
+            ports.append(sender)
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # lives as long as this frame
+        for port in ports:
+            port.send(str(store.port))
         group |= {"MASTER_PORT": str(store.port), "RANK": "0", "LOCAL_RANK": "0"}
-        for _ in others:
-            port.put(group["MASTER_PORT"])
         os.environ.update(group)
+        connected.clear()
         threading.Thread(target=watch_others, args=(others,), daemon=True).start()
     try:
         yield
@@ -117,21 +121,25 @@ def processes(number: int, device: torch.device, run: Callable[..., None], *args
 
 
 def process_context(device: torch.device) -> ForkContext | SpawnContext:
-    """How to start another process: as a copy of this one, in no time, unless system or device stand against it."""
-    if sys.platform == "linux" and device.type == "cpu":
+    """How to start another process: as a copy of this one, in no time, or anew where a copy would not work.
+
+    What macOS's libraries and a GPU's keep in a process does not survive being copied, nor do OpenMP's threads: copy
+    before they are there. Counting FLOPs starts autograd's threads wherever there is a GPU, used or not.
+    """
+    if sys.platform == "linux" and device.type == "cpu" and not torch.accelerator.is_available():
         return multiprocessing.get_context("fork")
     return multiprocessing.get_context("spawn")
 
 
 def run_as_rank(
-    env: dict[str, str], port: "SimpleQueue[str]", parent: int, run: Callable[..., None], args: tuple[Any, ...]
+    env: dict[str, str], port: "Connection[str, str]", parent: int, run: Callable[..., None], args: tuple[Any, ...]
 ) -> None:
     """What another process does from its start to its end."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a copy would have the first process's handler after its end too
     os.environ.update(env)
     with exit_codes():
         threading.Thread(target=watch_parent, args=(parent,), daemon=True).start()
-        os.environ["MASTER_PORT"] = port.get()
+        os.environ["MASTER_PORT"] = port.recv()
         run(*args)
 
 
