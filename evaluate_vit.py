@@ -20,17 +20,18 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+from evaluation import attention, metrics
+from evaluation.corruptions import CORRUPTIONS, corrupt
+from evaluation.figures import FIGURES, Results, draw_figures
+from evaluation.trained import Trained
 from resnet import ResNet18
-from training import attention, checkpoint, history, metrics
+from training import checkpoint, history
 from training.cli import parse
-from training.corruptions import CORRUPTIONS, corrupt
 from training.data import Dataset, load_dataset
+from training.data.image_folder import read_image
 from training.device import select_device
 from training.errors import RunError, UsageError, exit_codes, first_line
-from training.figures import FIGURES, Results, draw_figures
 from training.files import create_folder
-from training.image_folder import read_image
-from training.trained import Trained
 from vit import VisionTransformer
 
 MODELS = {model.__name__: model for model in (VisionTransformer, ResNet18)}
@@ -116,7 +117,7 @@ def main(config: EvaluateConfig) -> None:
     history.write_json(folder / "evaluation.json", evaluation)
     results = Results(evaluation, dataset, subject, logits, other, other_logits)
     left_out = draw_figures(folder, results, config.skip)
-    from training.report import write_report  # reads the figures just drawn
+    from evaluation.report import write_report  # reads the figures just drawn
 
     write_report(folder / "report.html", results, left_out)
     for name, reason in left_out.items():
@@ -237,7 +238,7 @@ def classify_files(subject: Trained, files: tuple[str, ...], folder: Path) -> No
     names = subject.class_names
     images = torch.stack([read_image(file, subject.img_size) for file in files])
     create_folder(folder)
-    from training.attention_plots import plot_classified  # takes seconds to import: after what can fail
+    from evaluation.attention_plots import plot_classified  # takes seconds to import: after what can fail
 
     looks = attention.has_attention(subject.model)
     top = subject(images).softmax(dim=1).topk(min(5, len(names)), dim=1)

@@ -23,9 +23,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from config_vit_cifar10 import TrainConfig, ViTConfig
 from training import checkpoint, console, distributed, history
-from training.augment import Augmentation
 from training.cli import parse_training_command
 from training.data import Dataset, create_eval_loader, get_cifar10_dataloaders, load_dataset
+from training.data.augment import Augmentation
+from training.data.loader import ImageLoader, save_contact_sheet
+from training.data.mix import Mixing
 from training.device import (
     Compiled,
     compile_errors,
@@ -36,8 +38,6 @@ from training.device import (
 )
 from training.engine import evaluate, train_one_epoch
 from training.errors import RunError, exit_codes
-from training.loader import ImageLoader, save_contact_sheet
-from training.mix import Mixing
 from training.optim import create_optimizer, create_scheduler
 from training.provenance import cpu_name, describe_machine, refuse_other_run, resume_command, warn_of_other_machine
 from training.run_folder import RunFolder

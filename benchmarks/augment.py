@@ -22,11 +22,11 @@ from torchvision.transforms.v2 import functional as tv
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository's root, wherever this is started from
 
-from training.augment import OPERATIONS, magnitude_table
 from training.cli import parse
 from training.data import DEFAULT_AUGMENTATION
+from training.data.augment import OPERATIONS, magnitude_table
+from training.data.loader import chunk_size
 from training.errors import exit_codes
-from training.loader import chunk_size
 
 CHUNK_SIZES = (64, 512, 4096, 16384)
 

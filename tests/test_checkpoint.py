@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import checkpoint, history
+from training import checkpoint, files, history
 from training.console import TrainProgress
+from training.data.loader import ImageLoader
 from training.engine import train_one_epoch
 from training.errors import RunError
 from training.files import DiskError
-from training.loader import ImageLoader
 from training.optim import create_optimizer, create_scheduler
 from vit import VisionTransformer
 
@@ -142,8 +142,8 @@ def test_a_file_of_another_kind_is_refused(tmp_path, data):
 )
 def test_another_format_version_or_none_is_refused(tmp_path, content):
     path = tmp_path / "a.pth"
-    checkpoint.write_sealed(path, content)
-    checkpoint.read_sealed(path)  # the file is whole
+    files.write_sealed(path, content)
+    files.read_sealed(path)  # the file is whole
     assert_refused(path)
 
 

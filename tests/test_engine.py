@@ -15,10 +15,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from training.console import TrainProgress
 from training.data import channel_stats, load_dataset
+from training.data.loader import ImageLoader
+from training.data.mix import Mixing
 from training.engine import EpochSums, evaluate, predict, train_one_epoch
 from training.errors import RunError
-from training.loader import ImageLoader
-from training.mix import Mixing
 from training.optim import create_optimizer, create_scheduler
 from vit import VisionTransformer
 

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 import evaluate_vit
 from evaluate_vit import EvaluateConfig, main
+from evaluation.corruptions import CORRUPTIONS, corrupt
+from evaluation.figures import FIGURES
 from resnet import ResNet18
 from training import checkpoint, history
 from training.cli import parse
-from training.corruptions import CORRUPTIONS, corrupt
 from training.data import Dataset, load_dataset
 from training.errors import RunError, UsageError
-from training.figures import FIGURES
 from vit import VisionTransformer
 
 ALWAYS = {

@@ -6,7 +6,8 @@ import torch
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from training import attention_plots, evaluation_plots, metrics, plots
+from evaluation import attention_plots, evaluation_plots, metrics
+from training import plots
 from training.history import new_history
 from vit import VisionTransformer
 
@@ -118,7 +119,7 @@ def test_reliability_of_any_confidence(path, confidence):
 @pytest.mark.parametrize(("patch_size", "num_heads"), [(16, 1), (4, 3), (2, 12)])
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_the_inside_of_any_untrained_vit(tmp_path, patch_size, num_heads):
-    from training import attention
+    from evaluation import attention
 
     model = VisionTransformer(img_size=16, patch_size=patch_size, embed_dim=24, depth=1, num_heads=num_heads)
     images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)

@@ -32,7 +32,7 @@ from torch import Tensor
 from config_vit_cifar10 import ViTConfig
 from training import console, engine, errors, history
 from training.data import load_dataset
-from training.loader import ImageLoader
+from training.data.loader import ImageLoader
 from training.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent

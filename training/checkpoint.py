@@ -5,12 +5,11 @@ files carry weights and what rebuilds the model, no more. A file is what torch.s
 of all bytes before it: the seal. `torch.load(path, weights_only=True)` reads the file too, without looking at the seal.
 """
 
-import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,51 +17,10 @@ from torch import nn
 from training import distributed
 from training.engine import EpochSums
 from training.errors import RunError, first_line
-from training.files import write_atomically
+from training.files import read_sealed, write_sealed
 from training.history import History, append
 
 FORMAT_VERSION = 2
-SEAL = b"\nsha256 "  # followed by the digest, 64 hexadecimal digits
-BLOCK = 1 << 20  # bytes
-
-
-class DigestingFile:
-    """A file to write to that keeps the digest of what has been written."""
-
-    def __init__(self, file: IO[bytes]):
-        self.file, self.digest = file, hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self.digest.update(data)
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
-def write_sealed(path: Path, content: Any, previous: Path | None = None) -> None:
-    """Write what torch.save makes of `content`, and its seal; `previous` is where the file that stood there is kept."""
-
-    def write(file: IO[bytes]) -> None:
-        digesting = DigestingFile(file)
-        torch.save(content, digesting)  # pyright: ignore[reportArgumentType]
-        file.write(SEAL + digesting.digest.hexdigest().encode())
-
-    write_atomically(path, write, previous)
-
-
-def read_sealed(path: Path) -> Any:
-    """What write_sealed wrote, on the CPU; an exception of any kind for a file that is not whole, to the last bit."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        left = os.fstat(file.fileno()).st_size - len(SEAL) - 2 * digest.digest_size
-        while left > 0 and (block := file.read(min(left, BLOCK))):
-            digest.update(block)
-            left -= len(block)
-        if file.read() != SEAL + digest.hexdigest().encode():
-            raise ValueError("the seal is missing or broken")
-        file.seek(0)
-        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def save(path: Path, content: dict[str, Any], previous: Path | None = None) -> None:

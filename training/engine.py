@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from training import distributed
 from training.console import TrainProgress
+from training.data.loader import ImageLoader
 from training.device import autocast
 from training.errors import RunError
-from training.loader import ImageLoader
 
 
 @dataclass

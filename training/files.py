@@ -1,13 +1,19 @@
 """Files that are whole or not there: written beside their place, flushed to the disk, renamed."""
 
 import contextlib
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+import torch
 
 from training.errors import RunError, first_line
+
+SEAL = b"\nsha256 "  # followed by the digest, 64 hexadecimal digits
+BLOCK = 1 << 20  # bytes
 
 
 class DiskError(RunError):
@@ -34,6 +40,45 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object], previous:
     finally:
         with contextlib.suppress(OSError):  # the disk may be gone with all that was on it
             temporary.unlink(missing_ok=True)
+
+
+class DigestingFile:
+    """A file to write to that keeps the digest of what has been written."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file, self.digest = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def write_sealed(path: Path, content: Any, previous: Path | None = None) -> None:
+    """Write what torch.save makes of `content`, and its seal; `previous` is where the file that stood there is kept."""
+
+    def write(file: IO[bytes]) -> None:
+        digesting = DigestingFile(file)
+        torch.save(content, digesting)  # pyright: ignore[reportArgumentType]
+        file.write(SEAL + digesting.digest.hexdigest().encode())
+
+    write_atomically(path, write, previous)
+
+
+def read_sealed(path: Path) -> Any:
+    """What write_sealed wrote, on the CPU; an exception of any kind for a file that is not whole, to the last bit."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        left = os.fstat(file.fileno()).st_size - len(SEAL) - 2 * digest.digest_size
+        while left > 0 and (block := file.read(min(left, BLOCK))):
+            digest.update(block)
+            left -= len(block)
+        if file.read() != SEAL + digest.hexdigest().encode():
+            raise ValueError("the seal is missing or broken")
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def create_folder(folder: Path) -> None:

@@ -21,8 +21,8 @@ import sabotage
 import torch
 
 import evaluate_vit  # noqa: F401
+import evaluation.report  # noqa: F401
 import train_vit_cifar10  # noqa: F401
-import training.report  # noqa: F401
 from training.data import load_dataset
 from training.history import new_history
 from training.plots import plot_training_curves

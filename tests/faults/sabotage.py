@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from training import files, loader
+from training import files
+from training.data import loader
 
 SAVE_POINTS = ("opened", "half written", "before fsync", "before the renames", "between the renames", "after them")
 

@@ -15,7 +15,7 @@ import torch
 from conftest import FLIPS
 from runs import NEVER, TINY, TRAIN, assert_one_line, assert_same_run, content_of
 
-from training import checkpoint
+from training import checkpoint, files
 
 MARKER = "the-code-ran"  # a file beside the run's folder
 Damage = Callable[[Path], None]
@@ -35,7 +35,7 @@ def flip(path: Path, seed: int) -> None:
 
 def change(path: Path, **values: Any) -> None:
     """Other values in a checkpoint, under a seal that is in order."""
-    checkpoint.write_sealed(path, {**checkpoint.load(path), **values})
+    files.write_sealed(path, {**checkpoint.load(path), **values})
 
 
 class Runs:
@@ -61,7 +61,7 @@ def plant(path: Path, kind: str, sealed: bool) -> None:
     torch.save(content, path, _use_new_zipfile_serialization=kind != "legacy")
     if sealed:
         data = path.read_bytes()
-        path.write_bytes(data + checkpoint.SEAL + hashlib.sha256(data).hexdigest().encode())
+        path.write_bytes(data + files.SEAL + hashlib.sha256(data).hexdigest().encode())
 
 
 KINDS = ("os.system", "eval", "nested", "legacy")

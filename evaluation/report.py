@@ -11,13 +11,13 @@ from markupsafe import Markup
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from training import mistakes
+from evaluation import mistakes
+from evaluation.corruptions import CORRUPTIONS
+from evaluation.figures import FIGURES, Results
+from evaluation.trained import Trained
 from training.console import format_time
-from training.corruptions import CORRUPTIONS
-from training.figures import FIGURES, Results
 from training.files import write_atomically
 from training.history import History, monitored_split
-from training.trained import Trained
 
 HERE = Path(__file__).parent
 MAX_MISTAKES = 400  # in the page's list

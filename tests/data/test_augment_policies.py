@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import AutoAugmentPolicy, InterpolationMode, v2
 
-from training.augment import OPERATIONS, POLICIES, SIGNED, Augmentation, apply_operations, magnitude_table
+from training.data.augment import OPERATIONS, POLICIES, SIGNED, Augmentation, apply_operations, magnitude_table
 
 TORCHVISION: dict[str, tuple] = {  # its own transform for each policy, and how many levels that has
     "cifar10": (v2.AutoAugment(AutoAugmentPolicy.CIFAR10), 10),

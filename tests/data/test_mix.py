@@ -8,8 +8,8 @@ from scipy.stats import beta, kstest
 from torch import Tensor
 from torchvision.transforms.v2 import CutMix, MixUp
 
-from training.augment import random_stream
-from training.mix import Mixing
+from training.data.augment import random_stream
+from training.data.mix import Mixing
 
 NUM = 12
 IMAGES = torch.rand(NUM, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training import attention, mistakes
+from evaluation import attention, mistakes
+from evaluation.trained import Trained
 from training.data import Dataset
-from training.trained import Trained
 
 FIGURES = {  # name: heading, how to read it
     "training_curves": (
@@ -132,7 +132,8 @@ def draw_figures(folder: Path, results: Results, skip: tuple[str, ...]) -> dict[
 
 def prepare(results: Results) -> dict[str, Drawing | str]:
     """A way to draw each figure, or the reason why it can't be."""
-    from training import evaluation_plots, plots  # here, because it takes seconds: after what can fail
+    from evaluation import evaluation_plots  # here, because it takes seconds: after what can fail
+    from training import plots
 
     evaluation, dataset, subject = results.evaluation, results.dataset, results.subject
     names = dataset.class_names
@@ -171,7 +172,7 @@ def prepare(results: Results) -> dict[str, Drawing | str]:
 
 def prepare_inside(results: Results) -> dict[str, Drawing | str]:
     """The same for the figures of the model's inside."""
-    from training import attention_plots, evaluation_plots
+    from evaluation import attention_plots, evaluation_plots
 
     model, dataset = results.subject.model, results.dataset
     if not attention.has_attention(model):
@@ -197,7 +198,8 @@ def prepare_comparison(results: Results) -> dict[str, Drawing | str]:
     subject, other = results.subject, results.other
     if other is None or results.other_logits is None:
         return {}
-    from training import evaluation_plots, plots
+    from evaluation import evaluation_plots
+    from training import plots
 
     evaluation, dataset, labels = results.evaluation, results.dataset, results.labels
     names = (subject.title, other.title)

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from training.data import load_dataset
+from training.data.image_folder import read_image, read_image_folder
 from training.errors import RunError
-from training.image_folder import read_image, read_image_folder
 
 
 def save(path: Path, image: Image.Image, **arguments) -> Path:

@@ -12,8 +12,7 @@ import torch
 from torchvision import datasets
 from tqdm import tqdm
 
-from training import download
-from training.data import load_dataset
+from training.data import download, load_dataset
 from training.errors import RunError, UsageError
 
 ARCHIVE = datasets.CIFAR10.filename

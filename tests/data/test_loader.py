@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from training import loader as loader_module
-from training.augment import Augmentation
-from training.loader import ImageLoader, normalize
-from training.mix import Mixing
+from training.data import loader as loader_module
+from training.data.augment import Augmentation
+from training.data.loader import ImageLoader, normalize
+from training.data.mix import Mixing
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
 NUM_IMAGES = 150

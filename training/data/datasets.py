@@ -10,12 +10,12 @@ from torchvision import datasets
 from torchvision.datasets.utils import calculate_md5, extract_archive
 from torchvision.transforms.v2 import functional as tv
 
-from training.augment import Augmentation, random_stream
-from training.download import fetch
+from training.data.augment import Augmentation, random_stream
+from training.data.download import fetch
+from training.data.image_folder import read_image_folder
+from training.data.loader import ImageLoader, chunk_size
+from training.data.mix import Mixing
 from training.errors import RunError, UsageError
-from training.image_folder import read_image_folder
-from training.loader import ImageLoader, chunk_size
-from training.mix import Mixing
 
 EVAL_BATCH_SIZE = 128  # one for training and evaluator alike, so that both compute the same bits
 DEFAULT_AUGMENTATION = Augmentation(crop_padding=4, horizontal_flip=True, policy="cifar10")  # the recipe's

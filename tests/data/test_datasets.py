@@ -11,11 +11,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from training.augment import Augmentation
 from training.data import Dataset, channel_stats, get_cifar10_dataloaders, load_dataset
+from training.data.augment import Augmentation
+from training.data.loader import normalize
+from training.data.mix import Mixing
 from training.errors import UsageError
-from training.loader import normalize
-from training.mix import Mixing
 
 
 def random_images(num_images: int, size: int = 8) -> Tensor:

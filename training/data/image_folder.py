@@ -13,8 +13,8 @@ from torch import Tensor
 from torchvision import datasets
 from tqdm import tqdm
 
-from training.checkpoint import read_sealed, write_sealed
 from training.errors import RunError
+from training.files import read_sealed, write_sealed
 
 CACHE_VERSION = 1  # raise it when pictures are read in another way
 

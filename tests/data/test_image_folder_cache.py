@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from training import image_folder as module
+from training.data import image_folder as module
 from training.data import load_dataset
+from training.data.image_folder import read_image_folder
 from training.errors import RunError
-from training.image_folder import read_image_folder
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def save(path: Path, image: Image.Image) -> None:
@@ -146,7 +146,7 @@ def test_a_cache_that_cannot_be_written_is_only_a_note(image_folder, capsys):
 READ_ANEW = """
 import hashlib, sys
 from pathlib import Path
-from training.image_folder import read_image_folder
+from training.data.image_folder import read_image_folder
 print("ready", flush=True)
 sys.stdin.readline()
 for _ in range(10):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import CutMix, MixUp
 
-from training.augment import random_stream
+from training.data.augment import random_stream
 
 
 @dataclass(frozen=True)

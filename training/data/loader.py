@@ -11,9 +11,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 from torchvision.utils import make_grid
 
-from training.augment import Augmentation, Draws, random_stream
+from training.data.augment import Augmentation, Draws, random_stream
+from training.data.mix import Mixing
 from training.files import write_atomically
-from training.mix import Mixing
 
 # Pixels prepared at once: those of 4,096 images of 32x32. On one core 13,500 images/s in chunks of 64, 29,100 of 512,
 # 45,600 of 4,096 and, out of the cache, 33,300 of 16,384 (results/augment_benchmark.json).

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from training.loader import chunk_size
+from training.data.loader import chunk_size
 
 SEED = 0  # of the noise
 

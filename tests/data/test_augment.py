@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import RandomErasing
 from torchvision.transforms.v2.functional import erase
 
-from training.augment import ERASING_ATTEMPTS, POLICIES, Augmentation, random_crop, random_erasing
+from training.data.augment import ERASING_ATTEMPTS, POLICIES, Augmentation, random_crop, random_erasing
 
 LARGEST_DRAW = 1 - 2**-24  # of torch.rand in fp32
 EVERYTHING = Augmentation(crop_padding=4, horizontal_flip=True, policy="cifar10", erasing=0.5)

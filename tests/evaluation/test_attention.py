@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from evaluation import attention
+from evaluation.attention_plots import overlay
 from resnet import ResNet18
-from training import attention
-from training.attention_plots import overlay
 from vit import VisionTransformer
 
 

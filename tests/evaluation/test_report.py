@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from evaluation import metrics
+from evaluation.figures import FIGURES, Results
+from evaluation.report import MAX_MISTAKES, write_report
+from evaluation.trained import Trained
 from tests.browser import CHROMIUM, Browser
-from training import history, metrics
+from training import history
 from training.data import Dataset
-from training.figures import FIGURES, Results
-from training.report import MAX_MISTAKES, write_report
-from training.trained import Trained
 from vit import VisionTransformer
 
 NASTY = [

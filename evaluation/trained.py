@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from training import history
 from training.data import Dataset, create_eval_loader
+from training.data.loader import normalize
 from training.device import autocast
 from training.engine import predict
 from training.errors import RunError
-from training.loader import normalize
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from training.corruptions import CORRUPTIONS, corrupt, shift
+from evaluation.corruptions import CORRUPTIONS, corrupt, shift
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 from sklearn import metrics as sklearn_metrics
 from torch import Tensor
 
-from training import metrics
+from evaluation import metrics
 
 
 def random_case(seed: int, num_classes: int, n: int = 200, scale: float = 2.0) -> tuple[Tensor, Tensor, list[str]]:
