@@ -6,6 +6,12 @@
 The files of the run go to checkpoints/resnet18_cifar10; evaluate_vit.py takes its checkpoints too.
 """
 
+if __name__ == "__main__":  # Ctrl-C while torch is being imported ends the script without a traceback
+    import signal
+
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import sys
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -34,8 +40,6 @@ class ResNetConfig(TrainConfig):
     """weight decay of convolutions and the last layer; biases and norms have none"""
     warmup_epochs: int = 5
     """epochs in which the learning rate rises linearly from 0, before its cosine decay to 0"""
-    num_processes: int | Literal["auto"] = 1
-    """processes that share each step; on a CPU each normalizes by the statistics of its own share of the batch"""
     compile: bool | Literal["auto"] = False
     """torch.compile the model: a minute at first, and no clear gain on two cores"""
     output_dir: str = "checkpoints/resnet18_cifar10"

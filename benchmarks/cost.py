@@ -18,11 +18,11 @@ from throughput import create_step
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository's root, wherever this is started from
 
-from train_vit_cifar10 import count_flops
 from training.cli import parse
 from training.device import select_device, select_precision
 from training.errors import exit_codes
 from training.history import write_json
+from training.provenance import count_flops
 from vit import VisionTransformer, create_vit_tiny_cifar10
 
 VARIED: dict[str, list[tuple[str, dict[str, int], int]]] = {  # axis: label, what is changed in the model, batch

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.steps import Steps
 from training import checkpoint, files, history
-from training.console import TrainProgress
 from training.data.loader import ImageLoader
 from training.engine import train_one_epoch
 from training.errors import RunError
@@ -246,12 +246,10 @@ def train(state: checkpoint.TrainingState, num_epochs: int, between_steps) -> No
     scheduler = create_scheduler(state.optimizer, 2, 2 * STEPS_PER_EPOCH, steps_done)
     for epoch in range(state.epoch, num_epochs):
         loader.set_epoch(epoch, state.sums.step)
-        train_one_epoch(
-            state.model, loader, state.optimizer, scheduler, torch.float32, state.sums, TrainProgress(5, 18),
-            between_steps=between_steps,
-        )  # fmt: skip
+        steps = Steps(state.sums, between_steps)
+        train_one_epoch(state.model, loader, state.optimizer, scheduler, torch.float32, steps)
         state.finish_epoch(
-            state.sums.figures() | {"epoch": epoch, "epoch_time": 1.0, "test_loss": 1.0, "test_acc": 1.0}
+            state.sums.metrics() | {"epoch": epoch, "epoch_time": 1.0, "test_loss": 1.0, "test_acc": 1.0}
         )
 
 

@@ -14,12 +14,12 @@ from torch import nn
 
 from config_vit_cifar10 import TrainConfig, ViTConfig
 from resnet import ResNet18
+from tests.steps import Steps
 from train_resnet_cifar10 import ResNetConfig
 from train_vit_cifar10 import create_loaders
-from training.console import TrainProgress
 from training.data import Dataset
 from training.device import select_device, select_precision
-from training.engine import EpochSums, train_one_epoch
+from training.engine import train_one_epoch
 from training.optim import create_optimizer, create_scheduler
 from vit import VisionTransformer
 
@@ -119,16 +119,15 @@ def first_loss(config: TrainConfig) -> float:
     torch.manual_seed(config.seed)
     model = MODELS[type(config)](**config.model_args, num_classes=NUM_CLASSES)
     optimizer = create_optimizer(model, config.optimizer, config.learning_rate, config.weight_decay)
-    steps = len(loader)
-    scheduler = create_scheduler(optimizer, config.warmup_epochs * steps, config.num_epochs * steps)
-    sums = EpochSums()
-    loader.set_epoch(0, steps - 1)  # its last step, with what images are left for it
+    scheduler = create_scheduler(optimizer, round(config.warmup * len(loader)), config.num_epochs * len(loader))
+    steps = Steps()
+    loader.set_epoch(0, len(loader) - 1)  # its last step, with what images are left for it
     train_one_epoch(
-        model, loader, optimizer, scheduler, select_precision(config.precision, device)[0], sums, TrainProgress(1, 1),
+        model, loader, optimizer, scheduler, select_precision(config.precision, device)[0], steps,
         clip_grad_norm=config.clip_grad_norm, label_smoothing=config.label_smoothing,
     )  # fmt: skip
-    assert sums.step == 1
-    return sums.figures()["train_loss"]
+    assert steps.sums.step == 1
+    return steps.sums.metrics()["train_loss"]
 
 
 def assert_accepted_ones_train(config_class: type[TrainConfig], values: dict[str, Any]) -> None:

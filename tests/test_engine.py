@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from training.console import TrainProgress
+from tests.steps import Steps
 from training.data import channel_stats, load_dataset
 from training.data.loader import ImageLoader
 from training.data.mix import Mixing
@@ -38,11 +38,11 @@ def digits_loader(num_images: int, batch_size: int, split: str = "train", **argu
     return ImageLoader(images, labels, MEAN, STD, batch_size, split=split, **arguments)
 
 
-def run_epoch(model: nn.Module, loader: ImageLoader, optimizer, scheduler=None, **arguments):
+def run_epoch(model: nn.Module, loader: ImageLoader, optimizer, scheduler=None, look_every=1, **arguments):
     scheduler = scheduler or LambdaLR(optimizer, lambda step: 1.0)
-    progress, sums = TrainProgress(len(loader), len(loader.images)), EpochSums()
-    train_one_epoch(model, loader, optimizer, scheduler, torch.float32, sums, progress, **arguments)
-    return sums.figures()
+    steps = Steps(look_every=look_every)
+    train_one_epoch(model, loader, optimizer, scheduler, torch.float32, steps, **arguments)
+    return steps.sums.metrics()
 
 
 def by_hand(loader: ImageLoader) -> tuple[torch.Tensor, torch.Tensor]:
@@ -172,8 +172,8 @@ def test_a_gradient_that_is_not_finite_stops_before_its_step_though_the_loss_is_
         match=rf"the gradient's norm became {abs(value)} in batch 2 of epoch 5; .* Start anew with a lower --learning",
     ):
         train_one_epoch(
-            model, loader, optimizer, scheduler, torch.float32, sums, TrainProgress(3, 96),
-            clip_grad_norm=clip_grad_norm, between_steps=lambda: seen.append(copy.deepcopy((flat(model), sums))),
+            model, loader, optimizer, scheduler, torch.float32,
+            Steps(sums, lambda: seen.append(copy.deepcopy((flat(model), sums)))), clip_grad_norm=clip_grad_norm,
         )  # fmt: skip
     [(weights, sums_after_step_1)] = seen
     assert torch.equal(flat(model), weights)
@@ -191,15 +191,13 @@ def test_between_two_steps_all_that_changes_has_changed_as_often():
         steps = {int(state["step"]) for state in optimizer.state.values()}
         seen.append((sums.step, scheduler.last_epoch, steps, sums.num_images, sums.lr))
         weights.append(flat(model))
-        figures = sums.figures()
+        figures = sums.metrics()
         assert figures["train_loss"] * sums.num_images == pytest.approx(sums.loss)
         assert all(map(math.isfinite, figures.values()))
         assert sums.seconds > 0
         assert model.training
 
-    train_one_epoch(
-        model, loader, optimizer, scheduler, torch.float32, sums, TrainProgress(4, 250), between_steps=look
-    )  # fmt: skip
+    train_one_epoch(model, loader, optimizer, scheduler, torch.float32, Steps(sums, look))
     assert seen == [
         (1, 1, {1}, 64, pytest.approx(0.005)),
         (2, 2, {2}, 128, pytest.approx(0.01)),
@@ -217,11 +215,11 @@ def test_looking_every_third_step_gives_the_weights_sums_and_figures_of_looking_
         optimizer = create_optimizer(model, name, learning_rate=0.01, weight_decay=0.05)
         scheduler, sums, looks = create_scheduler(optimizer, 2, 8), EpochSums(), []
         train_one_epoch(
-            model, loader, optimizer, scheduler, torch.float32, sums, TrainProgress(8, 250), clip_grad_norm=1.0,
-            between_steps=lambda sums=sums, looks=looks: looks.append((sums.step, sums.num_images)),
-            look_every=look_every,
+            model, loader, optimizer, scheduler, torch.float32,
+            Steps(sums, lambda sums=sums, looks=looks: looks.append((sums.step, sums.num_images)), look_every),
+            clip_grad_norm=1.0,
         )  # fmt: skip
-        figures = {key: value for key, value in sums.figures().items() if key != "images_per_second"}
+        figures = {key: value for key, value in sums.metrics().items() if key != "images_per_second"}
         results.append((flat(model), optimizer.state_dict(), figures, sums.num_correct, looks))
         assert sums.seconds > 0
     (weights, state, figures, correct, each), (other_weights, other_state, other_figures, other_correct, thirds) = (
@@ -281,10 +279,8 @@ def test_an_epoch_taken_up_in_its_middle_takes_the_steps_that_are_left_and_comes
         pass
 
     def train(loader: ImageLoader, sums: EpochSums, between_steps) -> None:
-        train_one_epoch(
-            model, loader, optimizer, scheduler, torch.float32, sums, TrainProgress(4, 250), label_smoothing=0.1,
-            between_steps=between_steps,
-        )  # fmt: skip
+        steps = Steps(sums, between_steps)
+        train_one_epoch(model, loader, optimizer, scheduler, torch.float32, steps, label_smoothing=0.1)
 
     def stop() -> None:
         if sums.step == stop_at:
@@ -307,7 +303,7 @@ def test_an_epoch_taken_up_in_its_middle_takes_the_steps_that_are_left_and_comes
         assert calls == [*range(stop_at + 1 if stops else 1, 5)]
         assert sums.num_images == 250
         assert sums.seconds > seconds or stop_at == 4
-        results.append((flat(model), sums.figures()))
+        results.append((flat(model), sums.metrics()))
     (weights, figures), (resumed_weights, resumed_figures) = results
     assert torch.equal(resumed_weights, weights)
     del figures["images_per_second"], resumed_figures["images_per_second"]
@@ -353,7 +349,8 @@ def test_the_gradients_norm_is_summed_before_it_is_clipped():
     images, labels = by_hand(loader)
     gradients = torch.autograd.grad(nn.functional.cross_entropy(model(images), labels), [*model.parameters()])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    sums, progress = EpochSums(), TrainProgress(1, 32)
-    scheduler = LambdaLR(optimizer, lambda step: 1.0)
-    train_one_epoch(model, loader, optimizer, scheduler, torch.float32, sums, progress, clip_grad_norm=0.01)
-    assert sums.grad_norm == pytest.approx(torch.cat([part.flatten() for part in gradients]).norm().item(), rel=1e-3)
+    scheduler, steps = LambdaLR(optimizer, lambda step: 1.0), Steps()
+    train_one_epoch(model, loader, optimizer, scheduler, torch.float32, steps, clip_grad_norm=0.01)
+    assert steps.sums.grad_norm == pytest.approx(
+        torch.cat([part.flatten() for part in gradients]).norm().item(), rel=1e-3
+    )

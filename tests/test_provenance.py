@@ -16,10 +16,11 @@ import torch
 from config_vit_cifar10 import ViTConfig
 from training.errors import UsageError
 from training.provenance import describe_machine, refuse_other_run, resume_command, warn_of_other_machine
+from vit import VisionTransformer
 
 FREE = {  # changes neither the model nor what it learns from
     "preset", "output_dir", "data_dir", "data_url", "cache", "num_workers", "device", "compile", "save_minutes",
-    "save_every", "num_processes", "tensorboard", "precision",
+    "save_every", "tensorboard", "precision",
 }  # fmt: skip
 MACHINE = {
     "device": "cpu", "cpu": "Old 1000", "threads": 2, "world_size": 1, "compile": False, "num_cpus": 4,
@@ -36,12 +37,12 @@ def run_of(**changes: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def refusal(saved: dict[str, Any], now: dict[str, Any], extend: bool = False) -> str:
+def refusal(saved: dict[str, Any], now: dict[str, Any], extend: bool = False, config: ViTConfig | None = None) -> str:
     """The one line that the run is refused with; empty where it is not."""
     before = copy.deepcopy((saved, now))
     line = ""
     try:
-        refuse_other_run(saved, now, extend)
+        refuse_other_run(saved, now, config or ViTConfig(), VisionTransformer, extend)
     except UsageError as error:
         line = str(error)
     assert len(line.splitlines()) <= 1
@@ -64,7 +65,7 @@ def test_a_resumed_run_may_differ_in_what_it_does_not_learn_from_and_in_nothing_
 
 def test_all_differences_are_listed():
     line = refusal(run_of(), run_of(seed=7, depth=6, cache=False))
-    assert line == "--resume goes on with what the run began with: seed was 42, is 7; depth was 12, is 6"
+    assert line == "--resume goes on with the settings that the run began with: seed was 42, is 7; depth was 12, is 6"
 
 
 @pytest.mark.parametrize("extend", [False, True])
@@ -74,12 +75,18 @@ def test_another_model_other_data_and_another_arithmetic_are_refused_too(name, e
     assert f"{name} is not what it was" in line
 
 
-def test_a_setting_that_the_saved_run_did_not_know_is_another_unless_it_is_free():
+def test_a_setting_that_the_saved_run_did_not_know_had_its_default():
     saved = run_of()
-    del saved["config"]["save_minutes"]
+    del saved["config"]["save_minutes"], saved["config"]["random_erasing"], saved["model_args"]["depth"]
     assert refusal(saved, run_of()) == ""
-    del saved["config"]["random_erasing"]
-    assert "random_erasing was None, is 0.0" in refusal(saved, run_of())
+    assert "random_erasing was 0.0, is 0.25" in refusal(saved, run_of(random_erasing=0.25))
+    assert "model_args is not what it was" in refusal(saved, run_of() | {"model_args": {"depth": 6}})
+
+
+def test_a_setting_that_is_no_more_is_no_difference():
+    saved = run_of()
+    saved["config"]["num_processes"] = "auto"
+    assert refusal(saved, run_of()) == ""
 
 
 @pytest.mark.parametrize(("num_epochs", "refused"), [(99, True), (100, True), (101, False)])
@@ -89,8 +96,13 @@ def test_extending_needs_more_epochs(num_epochs, refused):
     assert not refused or re.fullmatch(r"--extend needs more than the 100 epochs of the run: .*--num-epochs", line)
 
 
-def test_extending_changes_the_number_of_epochs_alone():
-    line = refusal(run_of(), run_of(num_epochs=150, warmup_epochs=20), extend=True)
+def test_extending_changes_the_number_of_epochs_alone_and_the_warmup_that_follows_from_it():
+    short, longer = ViTConfig(num_epochs=20), ViTConfig(num_epochs=40)
+    saved, now = (run_of() | {"config": config.to_dict()} for config in (short, longer))
+    assert saved["config"]["warmup_epochs"] != now["config"]["warmup_epochs"]
+    assert refusal(saved, now, extend=True, config=longer) == ""
+    given = ViTConfig(num_epochs=150, warmup_epochs=20)
+    line = refusal(run_of(), run_of(num_epochs=150, warmup_epochs=20), extend=True, config=given)
     assert "warmup_epochs was 10, is 20" in line
     assert "num_epochs was" not in line
 

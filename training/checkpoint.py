@@ -1,8 +1,8 @@
 """Checkpoints: tensors and plain values, sealed with a digest, read with weights_only=True.
 
-`last.pth` is what a run goes on from, in the middle of an epoch too, and `last.prev.pth` the one before it; the other
-files carry weights and what rebuilds the model, no more. A file is what torch.save writes, then a line with the SHA-256
-of all bytes before it: the seal. `torch.load(path, weights_only=True)` reads the file too, without looking at the seal.
+A run goes on from `last.pth`, in mid-epoch too; `last.prev.pth` is the one before it. The other files hold the weights
+and what rebuilds the model. A file is what torch.save writes and then a line, the seal, with the SHA-256 of all bytes
+before it. `torch.load(path, weights_only=True)` reads the file too and ignores the seal.
 """
 
 import os
@@ -42,7 +42,7 @@ def load(path: Path) -> dict[str, Any]:
         raise RunError(f"no permission to read the checkpoint {path}")
     try:
         content = read_sealed(path)
-    except Exception:  # whatever a damaged file leads to; torch's own words would advise to load it unsafely
+    except Exception:  # of any type, in a damaged file; torch's own message would advise to load it unsafely
         raise RunError(f"{path} is damaged, or no checkpoint of this project: name another, or train anew") from None
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
         raise RunError(f"{path} is no checkpoint of this project's format version {FORMAT_VERSION}")
@@ -50,7 +50,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def load_last(folder: Path, warn: Callable[[str], object]) -> dict[str, Any]:
-    """The newest checkpoint that can be read, with a loud line for one that can't; RunError where there is none."""
+    """The newest checkpoint that can be read; `warn` of a newer one that can't. RunError where there is none."""
     problems, paths = [], [folder / "last.pth", folder / "last.prev.pth"]
     if not any(path.exists() for path in paths):
         raise RunError(f"nothing to resume in {folder}: it holds no run")
@@ -58,7 +58,7 @@ def load_last(folder: Path, warn: Callable[[str], object]) -> dict[str, Any]:
         try:
             content = load(path)
             if "epoch_sums" not in content or "machine" not in content:
-                raise RunError(f"{path} holds weights only, which no run can go on from")
+                raise RunError(f"{path} holds only weights: no run can go on from it")
         except RunError as error:
             problems.append(str(error))
             continue
@@ -70,26 +70,26 @@ def load_last(folder: Path, warn: Callable[[str], object]) -> dict[str, Any]:
 
 @dataclass
 class TrainingState:
-    """All that changes while a run is at work. Saved and loaded between two steps, it goes on to the same bits."""
+    """All that changes during a run. Saved between two steps and loaded again, the run goes on to the same bits."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     device: torch.device
-    history: History  # of the epochs that are done
-    sums: EpochSums = field(default_factory=EpochSums)  # of the epoch that is not
+    history: History  # of the finished epochs
+    sums: EpochSums = field(default_factory=EpochSums)  # of the unfinished one
 
     @property
     def epoch(self) -> int:
         """Epochs done."""
         return len(self.history["epoch"])
 
-    def finish_epoch(self, figures: dict[str, float]) -> None:
-        """Put an epoch's figures into the history, and begin the next one."""
-        append(self.history, figures)
+    def finish_epoch(self, metrics: dict[str, float]) -> None:
+        """Put an epoch's metrics into the history, and begin the next epoch."""
+        append(self.history, metrics)
         self.sums = EpochSums()
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values and tensors; with several processes, all of them have to ask for it."""
+        """Plain values and tensors. A collective call: all ranks make it."""
         return {
             "epoch": self.epoch,
             "epoch_sums": asdict(self.sums),
@@ -100,7 +100,7 @@ class TrainingState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what was saved; RunError where it is not of such a model and run."""
+        """Load what state_dict returned; RunError where it does not fit this model and run."""
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -116,7 +116,7 @@ class TrainingState:
 
 
 def get_random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """The state of torch's generators: the CPU's, and the device's where it is another."""
+    """The state of torch's random generators: the CPU's, and the device's if that is not the CPU."""
     state = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
         state[device.type] = torch.get_device_module(device).get_rng_state()

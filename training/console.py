@@ -1,12 +1,12 @@
-"""What a run says: the ready lines, a bar or lines for the batches, the epoch's summary."""
+"""What a run prints: a bar or lines for the batches, the epoch's summary, warnings."""
 
 import sys
 import time
 
 from tqdm import tqdm
 
-LINE_EVERY = 100  # batches, where there is no terminal to draw a bar on
-TIMED_BATCHES = 20  # after as many, the first two not counted, the whole run's time is estimated
+LINE_EVERY = 100  # batches, where there is no terminal for a bar
+TIMED_BATCHES = 20  # the run's time is estimated after so many; the first two are not counted
 
 
 def format_time(seconds: float) -> str:
@@ -19,7 +19,7 @@ def format_time(seconds: float) -> str:
 
 
 def print_warning(text: str) -> None:
-    """A loud line, on stderr, that a bar does not overwrite."""
+    """Print a warning on stderr, on a line of its own where a progress bar is drawn."""
     tqdm.write(f"WARNING: {text}", sys.stderr)
 
 
@@ -27,28 +27,35 @@ def print_epoch_header(epoch: int, num_epochs: int) -> None:
     print(f"\nEpoch [{epoch}/{num_epochs}]\n{'-' * 70}", flush=True)
 
 
-def print_summary(figures: dict[str, float], split: str, new_best: bool) -> None:
-    """The end of an epoch, from its row of the history."""
+def print_summary(metrics: dict[str, float], split: str, new_best: bool, saved: bool = True) -> None:
+    """The end of an epoch: its metrics, and whether its model is the best so far and was saved."""
     label = split.capitalize()
     lines = [
         "",
         "  Epoch Summary:",
-        f"    Train Loss: {figures['train_loss']:.4f} | Train Acc: {figures['train_acc']:5.2f}%",
-        f"    {label + ' Loss:':<11} {figures[f'{split}_loss']:.4f} | "
-        f"{label + ' Acc:':<10} {figures[f'{split}_acc']:5.2f}%",
-        f"    Learning Rate: {figures['lr']:.6f}",
-        f"    Time: {figures['epoch_time']:.1f}s",
+        f"    Train Loss: {metrics['train_loss']:.4f} | Train Acc: {metrics['train_acc']:5.2f}%",
+        f"    {label + ' Loss:':<11} {metrics[f'{split}_loss']:.4f} | "
+        f"{label + ' Acc:':<10} {metrics[f'{split}_acc']:5.2f}%",
+        f"    Learning Rate: {metrics['lr']:.6f}",
+        f"    Time: {metrics['epoch_time']:.1f}s",
     ]
     if new_best:
-        lines.append("    ✓ New best accuracy! Saved checkpoint.")
+        lines.append(f"    ✓ New best accuracy! {'Saved checkpoint.' if saved else 'NOT saved: see the warning.'}")
     print("\n".join(lines), flush=True)
+
+
+def print_best(records: dict[str, list[float]], split: str, folder: str) -> None:
+    """The end of a run."""
+    best = max(records[f"{split}_acc"])
+    epoch = records["epoch"][records[f"{split}_acc"].index(best)]
+    print(f"\nBest {split} accuracy: {best:.2f}% in epoch {epoch}. The run is in {folder}")
 
 
 class TrainProgress:
     """The batches of one epoch: a bar with images/s and time left on a terminal, a line every 100 batches elsewhere.
 
-    `batches_done` were done before, by a run that was stopped.
-    With `epochs_left` above 0 (this one counted) it says what they will take, once the first batches are timed.
+    `batches_done` is where a resumed run goes on. With `epochs_left` above 0 (this epoch included) it prints an
+    estimate of the time that they take, once the first batches are timed.
     """
 
     def __init__(self, num_batches: int, num_images: int, batches_done: int = 0, epochs_left: int = 0):

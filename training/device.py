@@ -1,4 +1,4 @@
-"""Where to compute, and in which precision: `auto` looks at the hardware before it chooses."""
+"""Where to compute, in which precision, compiled or not: `auto` looks at the hardware before it chooses."""
 
 import contextlib
 import ctypes
@@ -15,8 +15,8 @@ from torch._dynamo.exc import TorchDynamoException  # torch has no public name f
 from training import distributed
 from training.errors import RunError, UsageError, first_line
 
-FLOPS_PER_CORE = 1e11  # a second, roughly, of a CPU core in a training step
-SECONDS_THAT_PAY = 1800  # of training: compiling takes a minute, and saves some 7 %
+FLOPS_PER_CORE = 1e11  # floating-point operations a second, roughly, of a CPU core in a training step
+SECONDS_THAT_PAY = 1800  # of training, from which compiling pays: it takes a minute and saves some 7 %
 
 
 def select_device(name: str) -> torch.device:
@@ -26,7 +26,7 @@ def select_device(name: str) -> torch.device:
         name = next(device for device, there in found.items() if there)
     if not found[name]:
         raise UsageError(f"--device {name}: torch finds no such device here; use --device auto")
-    if name == "cuda" and "LOCAL_RANK" in os.environ:  # one GPU for each of several processes
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: each process has a GPU of its own
         number = int(os.environ["LOCAL_RANK"])
         if number >= torch.cuda.device_count():
             raise UsageError(f"there are {torch.cuda.device_count()} GPUs: start no more processes than that")
@@ -36,7 +36,7 @@ def select_device(name: str) -> torch.device:
 
 
 def select_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """auto, fp32 or bf16 to a dtype for the matrix products, and the reason for it."""
+    """The dtype for the matrix products, from auto, fp32 or bf16, and the reason for it; the same in all processes."""
     if name != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[name], "as asked for"
     if device.type == "cuda":
@@ -46,9 +46,10 @@ def select_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]
         fast = any(getattr(torch.cpu, check, bool)() for check in checks)
     else:
         fast = False
-    return (torch.bfloat16, f"the {device.type} has bf16 arithmetic") if fast else (
-        torch.float32, f"the {device.type} has no bf16 arithmetic torch knows of",
-    )  # fmt: skip
+    if all(distributed.gather(fast)):
+        return torch.bfloat16, f"the {device.type} has bf16 arithmetic"
+    where = "another machine's" if fast else "the"
+    return torch.float32, f"{where} {device.type} has no bf16 arithmetic that torch knows of"
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
@@ -59,10 +60,10 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
 def select_compile(
     wanted: bool | str, work: float, device: torch.device, dtype: torch.dtype, before: bool | None = None
 ) -> tuple[bool, str]:
-    """auto, True or False to whether to compile, and the reason for it; the same in all processes.
+    """Whether to compile, from auto, True or False, and the reason for it; the same in all processes.
 
-    `work` is the run's floating-point operations; a resumed run, which compiled or did not `before`, stays with that.
-    UsageError where it was asked for and can't be done.
+    `work` is the run's floating-point operations. `before` is whether a resumed run was compiled until now: auto keeps
+    to that. UsageError where compiling was asked for and does not work.
     """
     if not wanted:
         return False, "no: --compile is off"
@@ -73,7 +74,8 @@ def select_compile(
             return False, f"no: {why}"
         if before is None and (device.type != "cpu" or dtype != torch.bfloat16):
             return False, "no: found faster in bf16 on a CPU only; try --compile"
-        if before is None and work < SECONDS_THAT_PAY * FLOPS_PER_CORE * min(2, distributed.num_cpus()):
+        num_cores = distributed.max_over_ranks(min(2, distributed.num_cpus()))
+        if before is None and work < SECONDS_THAT_PAY * FLOPS_PER_CORE * num_cores:
             return False, "no: it takes a minute, too long for a run this short"
     problem = next(filter(None, distributed.gather(why_no_compiling(device))), "")  # of any process
     if problem and wanted != "auto":
@@ -82,20 +84,20 @@ def select_compile(
 
 
 def why_no_compiling(device: torch.device) -> str:
-    """What keeps torch.compile from working here, found by compiling one addition; empty where it works."""
+    """Why torch.compile does not work here, found by compiling one addition; empty where it works."""
     if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
         return "there is no C++ compiler (g++ or clang++)"
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a GPU that nobody asked for
     try:
         torch.compile(lambda x: x + 1)(torch.ones(8, device=device))
-    except Exception as error:  # whatever it is, it would be the same in the first step
+    except Exception as error:  # of any type: the first step would raise it too
         return f"torch.compile does not work here ({first_line(error)})"
     return ""
 
 
 @contextlib.contextmanager
 def compile_errors() -> Iterator[None]:
-    """Inside it, what torch.compile can't do with the model is a RunError, in place of pages about its inside."""
+    """Inside it, an error of torch.compile is a RunError of one line."""
     try:
         yield
     except TorchDynamoException as error:
@@ -105,10 +107,10 @@ def compile_errors() -> Iterator[None]:
 
 
 class Compiled(nn.Module):
-    """The model, sharing its weights, behind torch.compile for batches of `batch_size`, and as it is for any other.
+    """The model behind torch.compile for batches of `batch_size`, and the plain model, of the same weights, for others.
 
     An epoch's last, smaller batch is not worth a minute of compiling, and torch 2.15 fails on one of a single image. On
-    a CPU the compiled model draws the same random numbers as the other.
+    a CPU the compiled model draws the same random numbers as the plain one.
     """
 
     def __init__(self, model: nn.Module, batch_size: int, device: torch.device):
@@ -122,9 +124,9 @@ class Compiled(nn.Module):
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep the memory that a step frees for the next one: the system takes long to give it out anew.
+    """Have glibc keep the memory that a step frees for the next step: the system takes long to give it out again.
 
-    mallopt(3): memory is returned above M_TRIM_THRESHOLD, and blocks above M_MMAP_THRESHOLD are never kept.
+    mallopt(3): free memory above M_TRIM_THRESHOLD is returned, and blocks above M_MMAP_THRESHOLD are never kept.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt and (mallopt(-3, 2**30) or mallopt(-3, 2**25)):  # M_MMAP_THRESHOLD; before glibc 2.35, 32 MiB at most

@@ -1,39 +1,29 @@
-"""Several processes that train one model: under torchrun, or started here. With one process all of this does nothing.
+"""Several processes that train one model, started by torchrun. With one process all of this does nothing.
 
 Each process is a rank; rank 0 writes and prints. Environment variables are torchrun's: RANK, LOCAL_RANK, WORLD_SIZE,
 LOCAL_WORLD_SIZE and, after an elastic restart, TORCHELASTIC_RESTART_COUNT.
 """
 
 import contextlib
-import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
-from multiprocessing.context import ForkContext, SpawnContext
-from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import PrefixStore, TCPStore, rendezvous  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed import PrefixStore, rendezvous  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn.parallel import DistributedDataParallel
 
-from training.errors import PeerError, exit_codes
+from training.errors import PeerError, UsageError
 
 T = TypeVar("T")
-
-LONG_WORK = 1e14  # floating-point operations; below, starting a second process takes longer than it saves
-IMAGES_PER_PROCESS = 32  # of a step, at least: smaller products are slower
-SECONDS_TO_LEAVE = 10  # after which a process that does not end is killed
-
-connected = threading.Event()
 
 
 def rank() -> int:
@@ -49,13 +39,18 @@ def under_torchrun() -> bool:
 
 
 def was_restarted() -> bool:
-    """Whether torchrun has started these processes anew after a failure."""
+    """Whether torchrun has started these processes again after a failure."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
-def launch() -> str | None:
-    """What torchrun calls this launch of processes, through all their restarts."""
-    return os.environ.get("TORCHELASTIC_RUN_ID")  # the port may be another after a restart
+def launch_id() -> str | None:
+    """A name that this launch of torchrun keeps through its restarts and shares with no other launch.
+
+    The run id does not do: it is "none" by default, and a user may give it twice. torchrun makes a new folder for the
+    logs of each launch, which holds a folder `attempt_N` for each restart.
+    """
+    folder, attempt, _ = os.environ.get("TORCHELASTIC_ERROR_FILE", "").partition("/attempt_")
+    return folder if attempt else None
 
 
 def num_cpus() -> int:
@@ -63,44 +58,11 @@ def num_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def choose_num_processes(batch_size: int, work: float, device: torch.device) -> int:
-    """What is fastest on this machine's CPU for so many images a step and floating-point operations in all.
-
-    Two processes of one thread beat two threads of one process (results/LOG.md): what one thread does alone, such as
-    drawing random numbers, is then done twice at a time.
-    """
-    if device.type != "cpu" or work < LONG_WORK:
-        return 1
-    return max(1, min(2, num_cpus(), batch_size // IMAGES_PER_PROCESS))
-
-
 @contextlib.contextmanager
-def processes(number: int, device: torch.device, run: Callable[..., None], *args: Any) -> Iterator[None]:
-    """Inside it, the other processes of the run are there, to be connected with: torchrun's, or `number` - 1 of ours.
-
-    Ours call `run(*args)`, and end with this one. PeerError where one of them fails.
-    """
-    others: list[BaseProcess] = []
-    group: dict[str, str] = {}
-    if number > 1 and "RANK" not in os.environ:
-        group = {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
-        group |= {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
-        context = process_context(device)
-        ports: list[Connection] = []
-        for other in range(1, number):
-            env = {**group, "RANK": str(other), "LOCAL_RANK": str(other)}
-            receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=run_as_rank, args=(env, receiver, os.getpid(), run, args), daemon=True)
-            process.start()
-            others.append(process)
-            ports.append(sender)
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # lives as long as this frame
-        for port in ports:
-            port.send(str(store.port))
-        group |= {"MASTER_PORT": str(store.port), "RANK": "0", "LOCAL_RANK": "0"}
-        os.environ.update(group)
-        connected.clear()
-        threading.Thread(target=watch_others, args=(others,), daemon=True).start()
+def peers() -> Iterator[None]:
+    """Inside it, this process is one of torchrun's; PeerError where another one fails."""
+    if under_torchrun():
+        threading.Thread(target=stop_without_torchrun, args=(os.getppid(),), daemon=True).start()
     try:
         yield
     except RuntimeError as error:
@@ -108,79 +70,64 @@ def processes(number: int, device: torch.device, run: Callable[..., None], *args
             raise PeerError("another process of this run failed; what was saved is kept: go on with --resume") from None
         raise
     finally:
-        connected.set()
-        initialized = dist.is_initialized()
-        if initialized:
+        if dist.is_initialized():
             dist.destroy_process_group()
-        for process in others:
-            process.terminate() if initialized else process.kill()  # it waits for a connection, and hears no signal
-            process.join(SECONDS_TO_LEAVE)
-            process.kill()
-        for name in group:
-            del os.environ[name]
 
 
-def process_context(device: torch.device) -> ForkContext | SpawnContext:
-    """How to start another process: as a copy of this one, in no time, or anew where a copy would not work.
-
-    What macOS's libraries and a GPU's keep in a process does not survive being copied, nor do OpenMP's threads: copy
-    before they are there. Counting FLOPs starts autograd's threads wherever there is a GPU, used or not.
-    """
-    if sys.platform == "linux" and device.type == "cpu" and not torch.accelerator.is_available():
-        return multiprocessing.get_context("fork")
-    return multiprocessing.get_context("spawn")
-
-
-def run_as_rank(
-    env: dict[str, str], port: "Connection[str, str]", parent: int, run: Callable[..., None], args: tuple[Any, ...]
-) -> None:
-    """What another process does from its start to its end."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a copy would have the first process's handler after its end too
-    os.environ.update(env)
-    with exit_codes():
-        threading.Thread(target=watch_parent, args=(parent,), daemon=True).start()
-        os.environ["MASTER_PORT"] = port.recv()
-        run(*args)
-
-
-def watch_others(others: list[BaseProcess]) -> None:
-    """End this process when another dies before they are connected; afterwards they notice each other's end at once."""
-    while not connected.wait(1):
-        if not all(process.is_alive() for process in others):
-            print("error: another process of this run ended before the run began: start it again", file=sys.stderr)
-            for process in others:
-                process.kill()
-            os._exit(1)
-
-
-def watch_parent(parent: int) -> None:
-    """End this process when the one that started it is gone."""
-    while os.getppid() == parent:
+def stop_without_torchrun(agent: int) -> None:
+    """Send this process SIGTERM once torchrun's `agent`, its parent, is gone. Killed, it could not do so itself."""
+    while os.getppid() == agent:
         time.sleep(1)
-    os._exit(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextlib.contextmanager
 def rank_0_first(device: torch.device) -> Iterator[None]:
-    """Rank 0 does what is inside, then all are connected, then the others do it: it may be an error, or a download."""
-    if rank() == 0:
+    """Rank 0 does what is inside, then the others do it, then all are connected.
+
+    A rank waits for the others as long as they take, be it an hour of download. UsageError where the ranks have found
+    devices of different types.
+    """
+    if world_size() == 1:
         yield
-    if world_size() > 1:
-        store, *_ = next(iter(rendezvous("env://")))  # torchrun keeps it when it starts the processes anew
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            store=PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store),
-            rank=rank(),
-            world_size=world_size(),
-        )
-        connected.set()
-        torch.set_num_threads(max(1, num_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        return
+    store, *_ = next(iter(rendezvous("env://")))  # torchrun's own, which outlives a restart of its processes
+    store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     if rank() > 0:
-        yield
+        wait_until(lambda: store.check(["rank 0"]))
+    yield
+    store.set(f"rank {rank()}", device.type)
+    everyone = [f"rank {number}" for number in range(world_size())]
+    wait_until(lambda: store.check(everyone))
+    devices = sorted({store.get(name).decode() for name in everyone})
+    if len(devices) > 1:
+        raise UsageError(f"the processes found different devices ({', '.join(devices)}): give one with --device")
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank(), world_size=world_size())
+    share_cores()
 
 
-def spread(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model behind DistributedDataParallel, which averages the gradients over the processes; alone, the model."""
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Ask again and again: the store's own waiting ends with an error after minutes."""
+    while not condition():
+        time.sleep(0.1)
+
+
+def share_cores() -> None:
+    """Give each process its share of the machine's cores, unless the user has set OMP_NUM_THREADS.
+
+    torchrun sets it to 1 where the user has not, so torchrun's own environment is what tells.
+    """
+    try:
+        by_user = b"OMP_NUM_THREADS=" in Path(f"/proc/{os.getppid()}/environ").read_bytes()
+    except OSError:  # not on Linux
+        by_user = os.environ.get("OMP_NUM_THREADS", "1") != "1"
+    if not by_user:
+        torch.set_num_threads(max(1, num_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model behind DistributedDataParallel, which averages the gradients over the ranks; alone, the model."""
     if world_size() == 1:
         return model
     if device.type == "cuda":
@@ -192,7 +139,7 @@ def spread(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def seed_dropout(seed: int) -> None:
-    """Have every process draw dropout of its own, from a weight initialization that was the same in all."""
+    """Give every rank dropout of its own; the weights were initialized from the same seed in all."""
     if rank():
         torch.manual_seed(int(np.random.SeedSequence([seed, rank()]).generate_state(1, np.uint64)[0]))
 
@@ -204,6 +151,14 @@ def broadcast(content: T) -> T:
     box = [content]
     dist.broadcast_object_list(box, device=torch.device("cpu"))
     return box[0]
+
+
+@torch.no_grad()
+def broadcast_buffers(model: nn.Module) -> None:
+    """Give all ranks rank 0's buffers: each has computed BatchNorm's statistics from its own share of the images."""
+    if world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def gather(content: T) -> list[T]:
@@ -222,8 +177,8 @@ def add_up(values: Tensor) -> Tensor:
     return values
 
 
-def highest(value: int) -> int:
-    """The highest that any rank gives, so that all decide alike."""
+def max_over_ranks(value: int) -> int:
+    """The largest value of any rank, so that all ranks decide alike."""
     if world_size() == 1:
         return value
     box = torch.tensor(value)

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from training import distributed
-from training.console import TrainProgress
 from training.data.loader import ImageLoader
 from training.device import autocast
 from training.errors import RunError
@@ -20,7 +20,7 @@ from training.errors import RunError
 
 @dataclass
 class EpochSums:
-    """What an epoch of training has come to so far: plain values, so that a checkpoint in its middle can hold them."""
+    """What an epoch of training has come to so far, in plain values: a checkpoint in mid-epoch holds them."""
 
     step: int = 0  # steps done
     num_images: int = 0
@@ -31,7 +31,7 @@ class EpochSums:
     seconds: float = 0.0
 
     def add(self, step: int, num_images: int, num_correct: int, loss: float, grad_norm: float, seconds: float) -> None:
-        """Count what came since the last time, up to and with `step`."""
+        """Add what came since the last call; `step` is the last step done."""
         self.grad_norm += grad_norm
         self.step = step
         self.num_images += num_images
@@ -39,8 +39,8 @@ class EpochSums:
         self.loss += loss
         self.seconds += seconds
 
-    def figures(self) -> dict[str, float]:
-        """train_loss (nats), train_acc (percent), images_per_second, lr: each image counted as it was in its step."""
+    def metrics(self) -> dict[str, float]:
+        """train_loss (nats), train_acc (percent), images_per_second, lr; each image counts as it was in its step."""
         return {
             "train_loss": self.loss / self.num_images,
             "train_acc": 100 * self.num_correct / self.num_images,
@@ -49,28 +49,39 @@ class EpochSums:
         }
 
 
+class Watcher(Protocol):
+    """What train_one_epoch tells of its steps; training/run.py shows them, saves and stops between them."""
+
+    @property
+    def sums(self) -> EpochSums: ...
+
+    def look_due(self, step: int) -> bool:
+        """Whether to wait for the device after this step (from 1) and read what the steps have come to."""
+        ...
+
+    def between_steps(self) -> None:
+        """Called after each look. Model, optimizer and sums are fit to be saved then."""
+        ...
+
+
 def train_one_epoch(
     model: nn.Module,
     loader: ImageLoader,
     optimizer: torch.optim.Optimizer,
     scheduler: LRScheduler,
     dtype: torch.dtype,
-    sums: EpochSums,
-    progress: TrainProgress,
+    watcher: Watcher,
     *,
     clip_grad_norm: float = 0.0,
     label_smoothing: float = 0.0,
-    between_steps: Callable[[], object] = lambda: None,
-    look_every: int = 1,
 ) -> None:
-    """Step through what is left of the loader's epoch, adding to `sums`; in `between_steps` all is fit to be saved.
+    """Take the steps that are left of the loader's epoch and add what they come to to `watcher.sums`.
 
-    RunError where loss or gradient are not finite, before the step that would have spoilt the weights. Every
-    `look_every` steps the host waits for the device and looks at the figures; steps in between that are not finite are
-    left out by the (fused) optimizer itself.
+    RunError where the loss or the gradient is not finite, before the step that would have spoilt the weights. Between
+    two looks the (fused) optimizer itself leaves out a step that is not finite.
     """
     model.train()
-    device, num_steps = loader.images.device, len(loader)
+    sums, device, num_steps = watcher.sums, loader.images.device, len(loader)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     unseen = torch.zeros(4, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
     unseen_images, start = 0, time.perf_counter()
@@ -80,7 +91,7 @@ def train_one_epoch(
         with autocast(device, dtype):
             logits = model(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing, reduction="sum")
-        (loss * (distributed.world_size() / num_images)).backward()  # gradients are averaged over the ranks
+        (loss * (distributed.world_size() / num_images)).backward()  # DistributedDataParallel averages over the ranks
         grad_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if clip_grad_norm:
             nn.utils.clip_grads_with_norm_(parameters, clip_grad_norm, grad_norm)
@@ -90,7 +101,7 @@ def train_one_epoch(
         unseen += torch.stack([loss.detach(), correct, grad_norm / distributed.world_size(), ~finite])
         unseen_images += num_images
 
-        look = step % look_every == 0 or step == num_steps
+        look = step == num_steps or watcher.look_due(step)
         if look:
             loss_sum, num_correct, norms, num_bad = distributed.add_up(unseen).tolist()
             if num_bad:
@@ -102,14 +113,12 @@ def train_one_epoch(
         if look:
             now = time.perf_counter()
             sums.add(step, unseen_images, int(num_correct), loss_sum, norms, now - start)
-            figures = sums.figures()
-            progress.update(step, unseen_images, figures["train_loss"], figures["train_acc"], sums.lr)
             unseen, unseen_images, start = torch.zeros_like(unseen), 0, now
-            between_steps()
+            watcher.between_steps()
 
 
 def not_finite(loss: Tensor, grad_norm: Tensor, epoch: int, first_batch: int, batch: int) -> RunError:
-    """The error of a loss or gradient that is infinite or no number; `first_batch` is the first it can have been in."""
+    """The error for a loss or gradient that is infinite or NaN, first seen somewhere from `first_batch` to `batch`."""
     values = {"loss": loss.item(), "gradient's norm": grad_norm.item()}
     bad = [f"the {name} became {value}" for name, value in values.items() if not math.isfinite(value)]
     where = f"batch {batch}" if first_batch == batch else f"batches {first_batch} to {batch}"
@@ -139,10 +148,12 @@ def predict(
 def evaluate(
     model: nn.Module, loader: ImageLoader, dtype: torch.dtype, between_batches: Callable[[], object] = lambda: None
 ) -> dict[str, float]:
-    """Mean cross-entropy (nats) and accuracy (percent) over all images, named by their split: test_loss, test_acc.
+    """Mean cross-entropy (nats) and accuracy (percent) over all images, named after the split: test_loss, test_acc.
 
-    RunError where the loss is not finite, so that no such model is saved.
+    Every rank evaluates rank 0's model, buffers (BatchNorm's statistics) too: it is the one that is saved. RunError
+    where the loss is not finite, so that no such model is saved.
     """
+    distributed.broadcast_buffers(model)
     logits, labels = predict(model, loader, dtype, between_batches)
     sums = [F.cross_entropy(logits.double(), labels, reduction="sum"), (logits.argmax(dim=1) == labels).sum()]
     loss_sum, correct = distributed.add_up(torch.stack(sums)).tolist()

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, flushed to the disk, renamed."""
+"""Files that are never half written: written under another name, flushed to the disk, renamed; some with a digest."""
 
 import contextlib
 import hashlib
@@ -17,13 +17,13 @@ BLOCK = 1 << 20  # bytes
 
 
 class DiskError(RunError):
-    """A file could not be written: the disk is full, gone or not ours. What was there before is untouched."""
+    """A file could not be written: the disk is full or gone, or permission is missing. The old file is untouched."""
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object], previous: Path | None = None) -> None:
-    """Have `write` fill a temporary file in the same folder, then rename it to `path`; nothing is left if it fails.
+    """Have `write` fill a temporary file in the same folder, then rename it to `path`. A failure leaves nothing behind.
 
-    `previous` is where the file that stood at `path` is kept.
+    The file that stood at `path` is kept as `previous`. DiskError where the disk does not take the file.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two runs may write the same cache
     try:
@@ -35,40 +35,50 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object], previous:
             os.replace(path, previous)
         os.replace(temporary, path)
         flush_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of a full disk
+    except OSError as error:
         raise DiskError(f"can't write {path}: {first_line(error)}; what was saved before is untouched") from error
     finally:
-        with contextlib.suppress(OSError):  # the disk may be gone with all that was on it
+        with contextlib.suppress(OSError):  # the whole disk may be gone
             temporary.unlink(missing_ok=True)
 
 
 class DigestingFile:
-    """A file to write to that keeps the digest of what has been written."""
+    """A file to write to that keeps the digest of what was written, and the error of the disk if there was one."""
 
     def __init__(self, file: IO[bytes]):
         self.file, self.digest = file, hashlib.sha256()
+        self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
         self.digest.update(data)
-        return self.file.write(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self.file.flush()
 
 
 def write_sealed(path: Path, content: Any, previous: Path | None = None) -> None:
-    """Write what torch.save makes of `content`, and its seal; `previous` is where the file that stood there is kept."""
+    """Write what torch.save makes of `content`, then its seal; the file that stood at `path` is kept as `previous`."""
 
     def write(file: IO[bytes]) -> None:
         digesting = DigestingFile(file)
-        torch.save(content, digesting)  # pyright: ignore[reportArgumentType]
+        try:
+            torch.save(content, digesting)  # pyright: ignore[reportArgumentType]
+        except RuntimeError:
+            if digesting.error:  # torch makes a RuntimeError of it; one from elsewhere, of a GPU say, stays what it is
+                raise digesting.error from None
+            raise
         file.write(SEAL + digesting.digest.hexdigest().encode())
 
     write_atomically(path, write, previous)
 
 
 def read_sealed(path: Path) -> Any:
-    """What write_sealed wrote, on the CPU; an exception of any kind for a file that is not whole, to the last bit."""
+    """What write_sealed wrote, on the CPU; an exception of any type if a bit of the file is missing or changed."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         left = os.fstat(file.fileno()).st_size - len(SEAL) - 2 * digest.digest_size
@@ -92,7 +102,7 @@ def create_folder(folder: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Have the renames in a folder reach the disk, where the file system can be asked to."""
+    """Flush the renames in a folder to the disk, where the file system can do that."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -102,6 +112,6 @@ def flush_folder(folder: Path) -> None:
 
 
 def remove_temporary_files(folder: Path) -> None:
-    """Remove what a process that was killed left half written."""
+    """Remove what a killed process left half written."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)

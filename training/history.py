@@ -1,4 +1,4 @@
-"""training_history.json: what each epoch came to, as equally long lists in one object of strict JSON."""
+"""training_history.json: the metrics of each epoch, as equally long lists in one object of strict JSON."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ History = dict[str, list[float]]
 
 
 def new_history(split: str) -> History:
-    """Empty lists for each epoch's figures; `split` names the monitored images, "test" or "val"."""
+    """Empty lists for each epoch's metrics; `split` names the monitored images, "test" or "val"."""
     names = [
         "epoch",
         "train_loss",
@@ -24,11 +24,11 @@ def new_history(split: str) -> History:
     return {name: [] for name in names}
 
 
-def append(history: History, figures: dict[str, float]) -> None:
-    """Add an epoch's figures, one to each list: losses in nats, accuracies in percent, times in seconds."""
-    if figures.keys() != history.keys():
-        raise KeyError(f"an epoch's figures are {sorted(history)}, got {sorted(figures)}")
-    for name, value in figures.items():
+def append(history: History, metrics: dict[str, float]) -> None:
+    """Add an epoch's metrics, one to each list: losses in nats, accuracies in percent, times in seconds."""
+    if metrics.keys() != history.keys():
+        raise KeyError(f"an epoch's metrics are {sorted(history)}, got {sorted(metrics)}")
+    for name, value in metrics.items():
         history[name].append(value)
 
 

@@ -1,4 +1,4 @@
-"""What a run was made with, and whether the one that goes on with it is still the same."""
+"""What a run was made with, and whether a resumed run is still the same."""
 
 import os
 import platform
@@ -6,33 +6,82 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from training import console, distributed
+from training.data import Dataset
+from training.data.loader import ImageLoader
 from training.errors import UsageError
 
-# What a resumed run may do otherwise than before: none of it changes what the model is or learns from.
+# Settings that a resumed run may change: none of them changes what the model is or learns from.
 FREE_ON_RESUME = (
     *("preset", "output_dir", "data_dir", "data_url", "cache"),
-    *("num_workers", "device", "precision", "compile", "num_processes", "tensorboard", "save_minutes", "save_every"),
+    *("num_workers", "device", "precision", "compile", "tensorboard", "save_minutes", "save_every"),
 )
 
 
-def refuse_other_run(saved: dict[str, Any], metadata: dict[str, Any], extend: bool) -> None:
-    """UsageError that lists in what a resumed run would differ from the one it goes on with."""
-    before, now = saved["config"], metadata["config"]
+def describe_run(
+    config: Any, create_model: Callable[..., nn.Module], dataset: Dataset, train_loader: ImageLoader, split: str,
+    dtype: torch.dtype,
+) -> dict[str, Any]:  # fmt: skip
+    """What a checkpoint holds beside the weights to rebuild and evaluate the model, in plain values."""
+    model_args = {**config.model_args, "num_classes": len(dataset.class_names)}
+    flops = count_flops(create_model, config.img_size, **model_args)
+    return {
+        "model_name": create_model.__name__,
+        "model_args": model_args,
+        "flops": flops,  # of an image, forward and backward
+        "work": flops * len(train_loader.images) * config.num_epochs,
+        "config": config.to_dict(),
+        "extended_from": [],  # numbers of epochs that the schedule had before --extend
+        "data": {
+            "class_names": dataset.class_names,
+            "num_train_images": len(train_loader.images),
+            **train_loader.stats,
+        },
+        "split": split,
+        "precision": str(dtype).removeprefix("torch."),
+    }
+
+
+def count_flops(create_model: Callable[..., nn.Module], img_size: int, /, **model_args: Any) -> int:
+    """Floating-point operations of one image's forward and backward pass, counted by torch without computing them."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        create_model(**model_args).eval()(torch.empty(1, 3, img_size, img_size)).sum().backward()
+    return counter.get_total_flops()
+
+
+def refuse_other_run(
+    saved: dict[str, Any], metadata: dict[str, Any], config: Any, create_model: Callable[..., nn.Module], extend: bool
+) -> None:
+    """UsageError that lists where a resumed run would differ from the run that was saved.
+
+    A setting or model argument that the saved run does not know had its default: it was added since.
+    """
+    defaults = type(config)().to_dict()
+    before, now = {**defaults, **saved["config"]}, metadata["config"]
     if extend and now["num_epochs"] <= before["num_epochs"]:
         raise UsageError(f"--extend needs more than the {before['num_epochs']} epochs of the run: give --num-epochs")
+    free = [*FREE_ON_RESUME, *["num_epochs"] * extend]
+    if extend and config.warmup_epochs == "auto":  # it follows from num_epochs, and is long over
+        free.append("warmup_epochs")
     other = [
-        f"{name} was {before.get(name)}, is {value}"
+        f"{name} was {before[name]}, is {value}"
         for name, value in now.items()
-        if name not in FREE_ON_RESUME and before.get(name) != value and not (extend and name == "num_epochs")
+        if name not in free and before[name] != value
     ]
     if not other:
+        arguments = {name: argument.default for name, argument in signature(create_model).parameters.items()}
+        saved = {**saved, "model_args": {**arguments, **saved["model_args"]}}
+        metadata = {**metadata, "model_args": {**arguments, **metadata["model_args"]}}
         names = ("model_name", "model_args", "data", "split", "precision")
         other = [f"{name} is not what it was" for name in names if saved[name] != metadata[name]]
         if saved["precision"] != metadata["precision"]:
@@ -42,14 +91,14 @@ def refuse_other_run(saved: dict[str, Any], metadata: dict[str, Any], extend: bo
         advice = ""
         if now["num_epochs"] > before["num_epochs"] and not extend:
             advice = (
-                ". A run of more epochs would have had another learning rate all along: start it anew, or give "
+                ". A run of more epochs has another learning rate from its first steps on: start it anew, or give "
                 "--extend to go on from here with the rest of the longer schedule"
             )
-        raise UsageError(f"--resume goes on with what the run began with: {'; '.join(other)}{advice}")
+        raise UsageError(f"--resume goes on with the settings that the run began with: {'; '.join(other)}{advice}")
 
 
 def warn_of_other_machine(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """A loud line where the last bits may come out differently from here on."""
+    """Print a warning where the last bits may differ from here on."""
     names = ("device", "cpu", "threads", "world_size", "compile")
     other = [f"{name} {before[name]} before, {now[name]} now" for name in names if before[name] != now[name]]
     if before["versions"]["torch"] != now["versions"]["torch"]:
@@ -85,7 +134,7 @@ def describe_machine(device: torch.device, compiled: bool) -> dict[str, Any]:
         "num_cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "world_size": distributed.world_size(),
-        "launch": distributed.launch(),
+        "launch": distributed.launch_id(),
         "compile": compiled,
     }
 

@@ -1,4 +1,4 @@
-"""The folder of a run: held by one process at a time, checked before the first step, kept up when the disk fails."""
+"""The folder of a run: locked by one process, checked before the first step; a failing disk does not end the run."""
 
 import contextlib
 import copy
@@ -24,15 +24,15 @@ FIGURES_SIZE = 8 << 20  # bytes, ample, for the pictures and the JSON files of a
 
 
 class RunFolder:
-    """A run's folder, held by this process alone inside `with`; the folder is made, and removed again if left empty.
+    """A run's folder, locked by this process inside `with`. It is created, and removed again if it stays empty.
 
-    Entering it raises RunError, in one line, where another process holds it or nothing can be written to it.
+    Entering it raises RunError where another process has locked it, or where nothing can be written to it.
     """
 
     def __init__(self, path: Path, warn: Callable[[str], object] = print):
         self.path, self.warn = path, warn
         self.lock = FileLock(path / LOCK, timeout=LOCK_TIMEOUT)
-        self.unsaved: dict[str, dict[str, Any]] = {}  # what a full disk did not take, for the next time
+        self.unsaved: dict[str, dict[str, Any]] = {}  # what a full disk did not take: the next save tries again
         self.saved_at = time.monotonic()
         self.needed = 0  # bytes, once require_space knows
         self.keep_previous = True  # whether last.pth is fit to become last.prev.pth
@@ -54,7 +54,7 @@ class RunFolder:
         self.lock.release()
 
     def claim(self) -> None:
-        """Make the folder and lock it. A process that died holds no lock any more: the system drops it."""
+        """Create the folder and lock it. The system drops the lock of a process that died."""
         create_folder(self.path)
         owner = self.path / OWNER
         try:
@@ -72,14 +72,14 @@ class RunFolder:
             raise DiskError(f"can't lock the folder {self.path}: {first_line(error)}") from None
 
     def holds_lock(self) -> bool:
-        """Whether the folder is still the one that was locked: it may have been removed, and made again by another."""
+        """Whether the folder is still the one that was locked. Another run may have removed and created it again."""
         try:
             return identity(self.path / OWNER) == self.owner_file
         except OSError:  # it is not there, or the disk is not
             return False
 
     def holds_run(self) -> bool:
-        """Whether a run has begun to write its files there."""
+        """Whether the folder holds files of a run."""
         return any((self.path / name).exists() for name in ("config.json", "last.pth", "last.prev.pth"))
 
     def refuse_used(self) -> None:
@@ -90,16 +90,16 @@ class RunFolder:
             )
 
     def load_last(self) -> dict[str, Any]:
-        """The newest checkpoint that can be read, see checkpoint.load_last; one that can't is said, and given up."""
+        """The newest checkpoint that can be read (checkpoint.load_last), with a warning for a newer damaged one."""
         problems: list[str] = []
         content = checkpoint.load_last(self.path, problems.append)
         for problem in problems:
             self.warn(problem)
-        self.keep_previous = not problems  # else the next save would put the damaged one in the good one's place
+        self.keep_previous = not problems  # else the next save would replace the good last.prev.pth
         return content
 
     def move_aside(self) -> None:
-        """Move the files of the run there to a folder `old-<time>` in it, so that a new run can have their places."""
+        """Move the files of the run to `old-<time>` in the same folder, to make place for a new run."""
         if not self.holds_run():
             return
         aside = self.path / f"old-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -116,8 +116,8 @@ class RunFolder:
     def require_space(self, model: nn.Module, num_states: int, num_kept: int, resumed: bool) -> None:
         """RunError where the disk has no room for a run: `num_kept` files of weights, and three to resume from.
 
-        Those hold `num_states` numbers of the optimizer beside each weight; they are the last one, the one before it
-        and the one being written. For a run that is `resumed`, the files that are there count as room.
+        The three (last.pth, last.prev.pth, the one being written) also hold `num_states` numbers of the optimizer for
+        each weight. For a `resumed` run its own files count as room.
         """
         size = sum(tensor.nbytes for tensor in model.state_dict().values())
         self.needed = needed = (num_kept + 3 * (1 + num_states)) * size + FIGURES_SIZE
@@ -130,19 +130,19 @@ class RunFolder:
             )
 
     def save_due(self, minutes: float) -> bool:
-        """Whether the last save is longer ago than that; 0 minutes is never."""
+        """Whether the last save was more than so many minutes ago; with 0, never."""
         return minutes > 0 and time.monotonic() - self.saved_at > 60 * minutes
 
     def save(self, files: dict[str, dict[str, Any]]) -> bool:
-        """Write checkpoints by their names; the one to resume from is `last.pth`. Returns whether all are written.
+        """Write checkpoints, given by file name. Returns whether all of them are written.
 
-        Where the disk does not take them, this says so and keeps them in memory for the next call: a run goes on
-        without its disk. `last.pth` comes last, and only when nothing else is missing: so a run that dies meanwhile
-        makes the missing files again when it is resumed.
+        What a full disk does not take is kept in memory for the next call, with a warning: the run goes on. `last.pth`,
+        from which a run resumes, is written last and only when no other file is missing: so a run that dies in between
+        writes the missing files when it is resumed.
         """
         self.saved_at = time.monotonic()
         self.unsaved |= files
-        with self.going_on():
+        with self.tolerating_disk_errors():
             if not self.holds_lock():
                 with contextlib.suppress(OSError):
                     self.lock.release(force=True)
@@ -158,8 +158,8 @@ class RunFolder:
         return complete
 
     @contextlib.contextmanager
-    def going_on(self) -> Iterator[None]:
-        """Inside it, a file that can't be written is a loud line and not the end of the run."""
+    def tolerating_disk_errors(self) -> Iterator[None]:
+        """Inside it, a file that can't be written is a warning and not the end of the run."""
         try:
             yield
         except DiskError as error:
@@ -171,6 +171,6 @@ class RunFolder:
 
 
 def identity(path: Path) -> tuple[int, int]:
-    """What a file at the same place that was written anew has not."""
+    """What tells a file from another one of the same path: inode and time of change."""
     status = path.stat()
     return status.st_ino, status.st_mtime_ns

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while a run is at work: it finishes its step and saves before it leaves."""
+"""Ctrl-C and SIGTERM during a run: it finishes its step and saves before it ends."""
 
 import os
 import signal
@@ -22,8 +22,8 @@ class StopRequested(Exception):
 class DeferredSignals:
     """Inside `with`, a first Ctrl-C or SIGTERM waits until `check` is called; a second one acts at once.
 
-    Where a RuntimeError comes first, as when the signal has also ended a compiler or another process that is
-    waited for, it is printed in one line and the run ends by the signal.
+    The signal may also have ended a compiler, or another process of the run. The RuntimeError that this leads to is
+    printed in one line, and the run ends by the signal.
     """
 
     signals = (signal.SIGINT, signal.SIGTERM)
@@ -44,16 +44,19 @@ class DeferredSignals:
             raise self.exit_of(self.pending) from error
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        if self.pending and not distributed.under_torchrun():  # which passes on what the terminal has sent already
+        if self.pending and not distributed.under_torchrun():  # which sends again what the terminal has sent
             raise self.exit_of(number)
         if not self.pending and distributed.rank() == 0:
-            os.write(2, NOTE.encode())  # print may be busy: a signal comes at any time
+            os.write(2, NOTE.encode())  # a signal comes at any time, in the middle of a print too
         self.pending = number
 
+    def came(self) -> int:
+        """The number of the signal that came to any rank, or 0. A collective call: all ranks make it."""
+        return distributed.max_over_ranks(self.pending)
+
     def check(self) -> None:
-        """StopRequested if a signal came, to any of the processes of the run; all of them have to ask."""
-        number = distributed.highest(self.pending)
-        if number:
+        """StopRequested if a signal came to any rank. A collective call: all ranks make it."""
+        if number := self.came():
             raise StopRequested(self.exit_of(number))
 
     @staticmethod

@@ -1,0 +1,204 @@
+"""What keeps a run alive: its locked folder, saving and resuming, signals, history, TensorBoard, progress."""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from training import checkpoint, console, distributed, history
+from training.data.loader import ImageLoader, save_contact_sheet
+from training.engine import EpochSums
+from training.errors import RunError
+from training.provenance import refuse_other_run, resume_command, warn_of_other_machine
+from training.run_folder import RunFolder
+from training.signals import DeferredSignals, StopRequested
+from training.tensorboard import require_tensorboard, tensorboard
+
+
+class Run:
+    """A run of a config, new or resumed. Rank 0 has its folder; the other ranks write nothing.
+
+        with Run(config, resume, overwrite, extend) as run:     # locks the folder and reads what to go on from
+            run.begin(model, optimizer, ...)                    # loads that, or begins anew
+            for epoch in run.epochs():
+                train_one_epoch(..., run)                       # which calls look_due and between_steps
+                run.finish_epoch(evaluate(...))
+
+    A Ctrl-C or SIGTERM after `begin` lets the step end, saves, and prints the command that goes on.
+    """
+
+    def __init__(self, config: Any, resume: bool, overwrite: bool, extend: bool):
+        self.config, self.resume, self.overwrite, self.extend = config, resume, overwrite, extend
+        self.held = ExitStack()
+        self.folder: RunFolder | None = None
+        self.saved: dict[str, Any] | None = None
+        self.board: Any = None
+        self.complete = True  # whether the last save wrote all files
+
+    def __enter__(self) -> Self:
+        if self.config.tensorboard:
+            require_tensorboard()
+        if distributed.rank() == 0:
+            with ExitStack() as held:  # left at once where the folder's run is refused
+                folder = held.enter_context(RunFolder(Path(self.config.output_dir), console.print_warning))
+                self.saved = self._choose_start(folder)
+                self.folder, self.held = folder, held.pop_all()
+        return self
+
+    def _choose_start(self, folder: RunFolder) -> dict[str, Any] | None:
+        """The checkpoint to go on from, None for a new run; UsageError where the folder's run must not be touched."""
+        if distributed.was_restarted() and folder.holds_run():  # by torchrun: go on with what its launch has begun
+            launch = folder.load_last()["machine"]["launch"]
+            began_it = launch is not None and launch == distributed.launch_id()
+            self.resume, self.overwrite = self.resume or began_it, self.overwrite and not began_it
+        if not (self.resume or self.overwrite):
+            folder.refuse_used()
+        return folder.load_last() if self.resume else None
+
+    def __exit__(self, _, error: BaseException | None, __) -> None:
+        with self.held:
+            if isinstance(error, StopRequested):
+                where = f"saved in {self.config.output_dir}" if self.save({}) else "this could not be saved"
+                raise error.as_exit(f"{where}. Go on with: {resume_command(sys.argv)}") from None
+            if error:
+                raise error  # for what is held to see it
+
+    def share_start(self) -> bool | None:
+        """Give the checkpoint to go on from to all ranks. Returns whether that run was compiled; None for a new run."""
+        self.saved = distributed.broadcast(self.saved)
+        return self.saved["machine"]["compile"] if self.saved else None
+
+    def begin(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, loader: ImageLoader, create_model: Callable[..., Any],
+        metadata: dict[str, Any], machine: dict[str, Any],
+    ) -> None:  # fmt: skip
+        """Load what was saved, or begin anew; write what a run has before its first step.
+
+        UsageError where the saved run is another than `metadata` describes, RunError where the disk has no room.
+        """
+        saved, self.loader, self.metadata, self.machine = self.saved, loader, metadata, machine
+        self.device, self.split = loader.images.device, metadata["split"]
+        self.state = checkpoint.TrainingState(model, optimizer, self.device, history.new_history(self.split))
+        if saved:
+            self.extend &= not saved["extended_from"] or saved["config"]["num_epochs"] != self.config.num_epochs
+            refuse_other_run(saved, metadata, self.config, create_model, self.extend)
+            warn_of_other_machine(saved["machine"], machine)
+            metadata["extended_from"] = saved["extended_from"] + [saved["config"]["num_epochs"]] * self.extend
+            self.state.load_state_dict(saved)
+        start = self._resumable()
+        if self.folder:
+            self._begin_in_folder(self.folder, model, start, new=not saved or self.extend)
+            save_contact_sheet(loader, self.folder.path / "augmented_images.png")
+            if self.config.tensorboard:
+                self.board = self.held.enter_context(tensorboard(self.folder.path, self.state.epoch))
+        self.signals = self.held.enter_context(DeferredSignals())
+
+    def _begin_in_folder(self, folder: RunFolder, model: nn.Module, start: dict[str, Any], new: bool) -> None:
+        num_kept = 2 + math.ceil(self.config.num_epochs / self.config.save_every)  # best, final and those between
+        num_states = 2 if self.config.optimizer == "adamw" else 1
+        folder.require_space(model, num_states, num_kept, resumed=not self.overwrite)
+        if self.overwrite:
+            folder.move_aside()
+        if new:  # an extended run is new in this: its settings are not those of its folder
+            checkpoint.save(folder.path / "last.pth", start)  # a disk that takes none of it is better known now
+        if new or not (folder.path / "config.json").exists():
+            history.write_json(folder.path / "config.json", {**self.metadata, **self.machine})
+        history.write_json(folder.path / "training_history.json", start["history"])  # it may be behind, or damaged
+
+    @property
+    def sums(self) -> EpochSums:
+        """What the current epoch has come to so far."""
+        return self.state.sums
+
+    @property
+    def steps_done(self) -> int:
+        """Steps of the whole run so far."""
+        return self.state.epoch * len(self.loader) + self.sums.step
+
+    def epochs(self) -> Iterator[int]:
+        """The numbers, from 0, of the epochs that are left, with the loader set to the place where each goes on."""
+        loader, first, last = self.loader, self.state.epoch, self.config.num_epochs
+        for epoch in range(first, last):
+            console.print_epoch_header(epoch + 1, last)
+            loader.set_epoch(epoch, self.sums.step)
+            self.progress = console.TrainProgress(
+                len(loader), len(loader.images), self.sums.step, epochs_left=last - epoch if epoch == first else 0
+            )
+            self.held.callback(self.progress.close)
+            self.shown, self.looked_at = self.sums.num_images, time.perf_counter()
+            yield epoch
+
+    def look_due(self, step: int) -> bool:
+        """Each step on a CPU. On a GPU, which should not wait for the host, every 100th, and when a signal has come."""
+        return self.device.type == "cpu" or step % console.LINE_EVERY == 0 or self.signals.came() > 0
+
+    def between_steps(self) -> None:
+        """Show the progress, stop if a signal asks for it, save if the last save is long ago."""
+        metrics, num_images = self.sums.metrics(), self.sums.num_images - self.shown
+        self.progress.update(self.sums.step, num_images, metrics["train_loss"], metrics["train_acc"], metrics["lr"])
+        self.shown, self.looked_at = self.sums.num_images, time.perf_counter()
+        self.signals.check()
+        if distributed.max_over_ranks(bool(self.folder and self.folder.save_due(self.config.save_minutes))):
+            self.save({})
+
+    def finish_epoch(self, results: dict[str, float]) -> None:
+        """Put the epoch's metrics, with the `results` of its evaluation, into the history; save and show them."""
+        self.progress.close()
+        metrics = self.sums.metrics() | results | {"epoch": self.state.epoch + 1}
+        metrics["epoch_time"] = self.sums.seconds + time.perf_counter() - self.looked_at
+        accuracy = f"{self.split}_acc"
+        new_best = metrics[accuracy] > max(self.state.history[accuracy], default=-1.0)
+        grad_norm = self.sums.grad_norm / self.sums.step
+        self.state.finish_epoch(metrics)
+        self.complete = self.save(self._weights_due(new_best))
+        if self.board:
+            self.board.write_epoch(metrics, grad_norm)
+        if self.folder:
+            with self.folder.tolerating_disk_errors():
+                history.write_json(self.folder.path / "training_history.json", self.state.history)
+                self.draw_curves()
+        console.print_summary(metrics, self.split, new_best, self.complete)
+
+    def _weights_due(self, new_best: bool) -> dict[str, dict[str, Any]]:
+        """The files of weights to write at the end of this epoch, by name."""
+        state, last_epoch = self.state, self.state.epoch == self.config.num_epochs
+        due = {
+            "best_model.pth": new_best,
+            f"checkpoint_epoch_{state.epoch}.pth": last_epoch or state.epoch % self.config.save_every == 0,
+            "final_model.pth": last_epoch,
+        }
+        weights = {**self.metadata, "epoch": state.epoch, "model": state.model.state_dict(), "history": state.history}
+        chosen_on = {"best_model.pth": self.split}
+        return {name: {**weights, "chosen_on": chosen_on.get(name)} for name in due if due[name]}
+
+    def _resumable(self) -> dict[str, Any]:
+        """What --resume goes on from. A collective call: all ranks make it."""
+        return {**self.metadata, "machine": self.machine, **self.state.state_dict()}
+
+    def save(self, files: dict[str, dict[str, Any]]) -> bool:
+        """Write these files and last.pth. Returns whether the disk took all of them. A collective call."""
+        files = {**files, "last.pth": self._resumable()}
+        return self.folder.save(files) if self.folder else True
+
+    def finish(self) -> None:
+        """Say what the run reached; RunError where the disk did not take all of it."""
+        if not self.complete:
+            raise RunError(f"not all of the run could be saved in {self.config.output_dir}: make room, then --resume")
+        if self.folder and self.saved and self.saved["epoch"] == self.config.num_epochs:
+            print(f"\nThis run has all its {self.config.num_epochs} epochs already.")
+            self.draw_curves()
+        console.print_best(self.state.history, self.split, self.config.output_dir)
+
+    def draw_curves(self) -> None:
+        """training_curves.png, of all epochs so far."""
+        from training.plots import plot_training_curves  # late: it takes seconds, and the first step waits
+
+        if self.folder:
+            path = self.folder.path
+            plot_training_curves(self.state.history, path / "training_curves.png", path.name)
