@@ -1,7 +1,9 @@
 """vit.py computes what timm's VisionTransformer computes, and refuses sizes that do not fit together."""
 
+import ast
 import copy
 import math
+from pathlib import Path
 
 import pytest
 import timm.models.vision_transformer
@@ -9,8 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import vit
 from training.device import autocast
 from vit import Attention, Dropout, GeluDropout, VisionTransformer, create_vit_tiny_cifar10
+
+
+def test_the_file_begins_with_patches_and_imports_only_torch_and_typing():
+    tree = ast.parse(Path(vit.__file__).read_text())
+    classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+    assert classes[:5] == ["PatchEmbed", "Attention", "Mlp", "Block", "VisionTransformer"]
+    imports = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
+    imports += [str(node.module) for node in tree.body if isinstance(node, ast.ImportFrom)]
+    assert {name.split(".")[0] for name in imports} == {"torch", "typing"}
 
 
 def test_vit_tiny_has_the_recipes_size():
