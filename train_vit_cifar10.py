@@ -51,13 +51,10 @@ def main(
 ) -> None:
     """A run from its settings to its files. `create_model` takes the config's model_args and num_classes."""
     device = select_device(config.device)
-    number = config.num_processes
-    if number == "auto":
-        number = distributed.choose_num_processes(config.batch_size, estimate_work(config, create_model), device)
     with ExitStack() as held:
         again = config, create_model, resume, overwrite, extend
         # before the folder is locked and OpenMP has threads: a copy of this process has the lock, and not the threads
-        held.enter_context(distributed.processes(number, device, main, *again))
+        held.enter_context(distributed.processes(1, device, main, *again))
         if config.tensorboard:
             require_tensorboard()
         folder = saved = None
@@ -102,7 +99,7 @@ def train(
         state.load_state_dict(saved)
     steps_done = state.epoch * steps_per_epoch + state.sums.step
     scheduler = create_scheduler(
-        optimizer, config.warmup_epochs * steps_per_epoch, config.num_epochs * steps_per_epoch, steps_done
+        optimizer, round(config.warmup * steps_per_epoch), config.num_epochs * steps_per_epoch, steps_done
     )
 
     def resumable() -> dict[str, Any]:
