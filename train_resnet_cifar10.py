@@ -38,7 +38,7 @@ class ResNetConfig(TrainConfig):
     """folder for the files of the run"""
 
     ranges: ClassVar[dict[str, tuple[float, float]]] = TrainConfig.ranges | {
-        "img_size": (9, 1024)  # below 9 the last stage is one pixel: of a batch of one image it has no variance
+        "img_size": (9, 1024)  # below 9 the last stage has one pixel, and a last batch of one image has no variance
     }
     recipe_warmup: ClassVar[float] = 5
 
