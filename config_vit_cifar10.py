@@ -2,100 +2,99 @@
 
 The defaults are the classic recipe: ViT-Tiny (patch 4, 192/12/3), 100 epochs of AdamW with 10 epochs of warmup and
 AutoAugment. A flag given beats the preset, and the preset beats the default in this file.
+
+To add a setting: write a field and its docstring, which --help shows. A number may be 0 to 10^9 unless `ranges` says
+otherwise. An argument of the model also goes into `model_fields`.
+To add a preset: put its values into `presets`, and its name into the choices of the field `preset`.
 """
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin
+
+DatasetName = Literal["cifar10", "cifar100", "digits", "image-folder"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """What every run has, whatever the model. Checked when it is made: a ValueError names the field."""
+    """The settings of any run, whatever the model. A bad value raises a ValueError that names the field."""
 
-    dataset: Literal["cifar10", "cifar100", "digits", "image-folder"] = "cifar10"
-    """images to learn; digits needs no download, image-folder reads DATA_DIR/{train,test}/<class>/*"""
+    dataset: DatasetName = "cifar10"
+    """images to learn from; digits needs no download, image-folder reads DATA_DIR/{train,test}/<class>/*"""
     data_dir: str = "data"
-    """folder the data is read from, and downloaded to"""
+    """folder that the images are read from, and downloaded to"""
     data_url: str = ""
-    """where to download the official CIFAR archive from; empty is the official address"""
+    """address to download the official CIFAR archive from; empty: the official address"""
     cache: bool = True
-    """keep the decoded images of image-folder as one file beside them, remade when a picture changes"""
+    """store the decoded images of image-folder in one file beside them; it is remade when an image changes"""
     max_train_images: int = 0
-    """train on this many images only, each class in its share; 0 is all of them"""
+    """train on this many images only, with the classes in their proportions; 0: on all"""
     val_size: int = 0
-    """hold out this many training images and choose the best epoch on them; 0 chooses on the test split"""
+    """hold out this many training images and choose the best epoch on them; 0: choose on the test split"""
     img_size: int = 32
     """height and width the images are resized to, in pixels"""
 
     num_epochs: int = 100
     """passes over the training images (the recipe: 100)"""
     batch_size: int = 64
-    """images a step (the recipe: 64)"""
+    """images per step, over all processes together (the recipe: 64)"""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """adamw (Loshchilov and Hutter, 2017), or sgd with Nesterov momentum 0.9"""
     learning_rate: float = 1e-3
     """learning rate at its peak, at the end of the warmup (the recipe: 0.001)"""
     weight_decay: float = 0.05
     """weight decay of weight matrices; biases, norms, tokens and position embeddings have none (the recipe: 0.05)"""
-    warmup_epochs: int = 10
-    """epochs in which the learning rate rises linearly from 0, before its cosine decay to 0 (the recipe: 10)"""
+    warmup_epochs: float | Literal["auto"] = "auto"
+    """epochs of linear warmup from 0, before the cosine decay to 0; auto: 10 (ResNet: 5), at most a fifth of the run"""
     clip_grad_norm: float = 0.0
-    """shorten gradients to this L2 norm where they are longer; 0 is off (the ViT paper: 1.0)"""
+    """scale longer gradients down to this L2 norm; 0: off (the ViT paper: 1.0)"""
 
     crop_padding: int = 4
-    """pad each side by this many pixels, then crop at random; 0 is off (the recipe: 4)"""
+    """pad each side by this many pixels, then crop at random; 0: off (the recipe: 4)"""
     horizontal_flip: bool = True
-    """mirror images at random, one in two; never done to digits, which would no longer be what they are"""
+    """mirror each image with probability 1/2; digits are never mirrored"""
     auto_augment: bool = True
-    """change colours and shapes at random, by the augment_policy"""
+    """change colours and shapes at random, as augment_policy says"""
     augment_policy: Literal["cifar10", "imagenet", "svhn", "randaugment", "trivialaugment"] = "cifar10"
     """one of AutoAugment's policies (arXiv 1805.09501), RandAugment (1909.13719) or TrivialAugmentWide (2103.10158)"""
     randaugment_magnitude: int = 9
     """strength of RandAugment's two operations, 0 to 30 (torchvision: 9)"""
     random_erasing: float = 0.0
-    """chance that a box of an image is blacked out (arXiv 1708.04896); 0 is off (DeiT: 0.25)"""
+    """probability of blacking out a box of an image (arXiv 1708.04896); 0: off (DeiT: 0.25)"""
     mixup_alpha: float = 0.0
-    """blend pairs of images and labels by a share drawn from Beta(alpha, alpha) (arXiv 1710.09412); 0 is off"""
+    """MixUp: blend pairs of images and labels, with weights from Beta(alpha, alpha) (arXiv 1710.09412); 0: off"""
     cutmix_alpha: float = 0.0
-    """paste a box of one image into another (arXiv 1905.04899); 0 is off; with MixUp too, each does half the batches"""
+    """CutMix: paste a box of one image into another (arXiv 1905.04899); 0: off; with MixUp, each gets half the steps"""
     mix_probability: float = 1.0
-    """chance that a batch is mixed at all, by MixUp or CutMix"""
+    """probability that MixUp or CutMix is applied to a batch"""
     label_smoothing: float = 0.0
-    """share of the target that is spread over all classes (arXiv 1512.00567); 0 is off"""
+    """share of the target that is spread over all classes (arXiv 1512.00567); 0: off"""
     num_workers: int = 0
-    """threads that prepare coming images while the model computes; 0: none; the batches are the same"""
+    """threads that prepare the next images while the model computes; the batches are the same with any number"""
 
     seed: int = 42
     """seed of the weights, the order of the images, their augmentation and the dropout"""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """where to compute; auto takes a GPU if there is one"""
+    """where to compute; auto: on a GPU if there is one"""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """arithmetic of the matrix products; auto is bf16 where the hardware has it (elsewhere it would be slower)"""
-    num_processes: int | Literal["auto"] = "auto"
-    """processes that share each step; auto takes two for a long run on a CPU, one elsewhere; torchrun overrides it"""
+    """arithmetic of the matrix products; auto: bf16 where the hardware has it (elsewhere it is slower)"""
     compile: bool | Literal["auto"] = "auto"
-    """torch.compile the model (--compile, --no-compile); auto does for long bf16 runs on a CPU"""
+    """torch.compile the model (--compile, --no-compile); auto: for long bf16 runs on a CPU"""
 
     output_dir: str
     """folder for the files of the run"""
     tensorboard: bool = False
-    """write each epoch's figures for TensorBoard too; needs `pip install tensorboard`"""
+    """also write each epoch's numbers for TensorBoard; needs `pip install tensorboard`"""
     save_minutes: float = 10.0
-    """in the middle of an epoch, save what --resume goes on from after so many minutes; 0: only when an epoch ends"""
+    """minutes between the saves for --resume within an epoch; 0: save only at the end of an epoch"""
     save_every: int = 50
-    """keep a checkpoint_epoch_N.pth after every so many epochs, and after the last"""
+    """keep a checkpoint_epoch_N.pth every this many epochs, and after the last"""
 
-    ranges: ClassVar[dict[str, tuple[float, float]]] = {  # field: lowest and highest value accepted
-        "max_train_images": (0, 10**9),
-        "val_size": (0, 10**9),
+    ranges: ClassVar[dict[str, tuple[float, float]]] = {  # lowest and highest value; of other numbers, 0 and 10^9
         "img_size": (4, 1024),
         "num_epochs": (1, 10**6),
         "batch_size": (1, 10**6),
         "learning_rate": (1e-12, 1e3),
         "weight_decay": (0, 1e3),
-        "warmup_epochs": (0, 10**6),
-        "clip_grad_norm": (0, 1e6),
-        "crop_padding": (0, 1024),
         "randaugment_magnitude": (0, 30),
         "random_erasing": (0, 1),
         "mixup_alpha": (0, 100),
@@ -104,29 +103,26 @@ class TrainConfig:
         "label_smoothing": (0, 0.99),
         "num_workers": (0, 256),
         "seed": (0, 2**63 - 1),
-        "num_processes": (1, 1024),
-        "save_minutes": (0, 1e6),
         "save_every": (1, 10**6),
     }
-    presets: ClassVar[dict[str, dict[str, Any]]] = {}
-    model_fields: ClassVar[tuple[str, ...]] = ()  # fields that are arguments of the model
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "baseline": {},
+        "quick": {"num_epochs": 50},
+        "no-augment": {"auto_augment": False, "crop_padding": 0, "horizontal_flip": False},
+        "no-warmup": {"warmup_epochs": 0},
+    }
+    recipe_warmup: ClassVar[float] = 10  # epochs
+    model_fields: ClassVar[tuple[str, ...]] = ()  # the fields that are arguments of the model
 
     def __post_init__(self):
         for field in fields(self):
-            check_type(field.name, getattr(self, field.name), field.type)
-        for name, (low, high) in self.ranges.items():
-            value = getattr(self, name)
-            if value != "auto" and not low <= value <= high:  # written so that NaN fails too
-                raise ValueError(f"{name} must be between {low:g} and {high:g}, got {value}")
-        if self.warmup_epochs > self.num_epochs:
-            raise ValueError(
-                f"warmup_epochs {self.warmup_epochs} is longer than the run of num_epochs {self.num_epochs}: "
-                "lower the one or raise the other"
-            )
+            check_field(field.name, getattr(self, field.name), field.type, *self.ranges.get(field.name, (0, 10**9)))
+        if self.warmup > self.num_epochs:
+            raise ValueError(f"warmup_epochs must be at most num_epochs {self.num_epochs}, got {self.warmup_epochs}")
         if self.crop_padding >= self.img_size:
             raise ValueError(f"crop_padding must be below img_size {self.img_size}, got {self.crop_padding}")
         for name in ("mixup_alpha", "cutmix_alpha"):
-            if 0 < getattr(self, name) < 1e-3:  # below, a Beta distribution can't be drawn from in single precision
+            if 0 < getattr(self, name) < 1e-3:  # single precision can't draw from such a Beta distribution
                 raise ValueError(f"{name} must be 0 (off) or at least 0.001, got {getattr(self, name)}")
         for name in ("data_dir", "output_dir"):
             if not getattr(self, name).strip():
@@ -137,20 +133,28 @@ class TrainConfig:
         return cls(preset=preset, **cls.presets[preset])  # pyright: ignore[reportCallIssue]
 
     @property
+    def warmup(self) -> float:
+        """Epochs of warmup, with "auto" replaced: the recipe's, but at most a fifth of the run."""
+        if self.warmup_epochs == "auto":
+            return min(self.recipe_warmup, self.num_epochs / 5)
+        return self.warmup_epochs
+
+    @property
     def model_args(self) -> dict[str, Any]:
-        """Arguments that build the model, but for the number of classes, which follows the data."""
+        """The arguments that build the model, except num_classes, which the dataset gives."""
         return {name: getattr(self, name) for name in self.model_fields}
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """All fields, for config.json and checkpoints; warmup_epochs as a number."""
+        return asdict(self) | {"warmup_epochs": self.warmup}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig(TrainConfig):
-    """A Vision Transformer's run; the defaults are ViT-Tiny on CIFAR-10."""
+    """The settings of a Vision Transformer's run; the defaults are ViT-Tiny on CIFAR-10."""
 
     preset: Literal["baseline", "quick", "small", "patch2", "patch8", "no-augment", "no-warmup", "demo"] = "baseline"
-    """named set of values that the flags start from (the names of `presets`, below)"""
+    """named set of values, which flags then change"""
     patch_size: int = 4
     """height and width of a patch, in pixels; must divide img_size"""
     embed_dim: int = 192
@@ -160,9 +164,9 @@ class ViTConfig(TrainConfig):
     num_heads: int = 3
     """attention heads of a block"""
     mlp_ratio: float = 4.0
-    """hidden width of the MLP, over embed_dim"""
+    """hidden width of the MLP, divided by embed_dim"""
     dropout: float = 0.1
-    """chance that an activation is zeroed, after the embedding, the attention's projection and the MLP's layers"""
+    """probability of zeroing an activation, after the embedding, the attention's projection and the MLP's layers"""
     output_dir: str = "checkpoints/vit_tiny_cifar10"
     """folder for the files of the run"""
 
@@ -174,16 +178,12 @@ class ViTConfig(TrainConfig):
         "mlp_ratio": (0.01, 100),
         "dropout": (0, 0.99),
     }
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "baseline": {},
-        "quick": {"num_epochs": 50},
+    presets: ClassVar[dict[str, dict[str, Any]]] = TrainConfig.presets | {
         "small": {"embed_dim": 96, "depth": 6},
-        "patch2": {"patch_size": 2},  # 257 tokens an image in place of 65
+        "patch2": {"patch_size": 2},  # 257 tokens per image instead of 65
         "patch8": {"patch_size": 8},  # 17 tokens
-        "no-augment": {"auto_augment": False, "crop_padding": 0, "horizontal_flip": False},
-        "no-warmup": {"warmup_epochs": 0},
-        # scikit-learn's digits, 8x8 pixels doubled to 16x16, and a model of their size: two minutes on two
-        # cores. AutoAugment's policy was searched on photographs and costs accuracy here (results/LOG.md).
+        # scikit-learn's digits, 8x8 pixels doubled to 16x16, and a small model: two minutes on two cores.
+        # AutoAugment's policy was searched on photographs and costs accuracy here (results/LOG.md).
         "demo": {
             "dataset": "digits",
             "img_size": 16,
@@ -211,20 +211,14 @@ class ViTConfig(TrainConfig):
             raise ValueError(f"mlp_ratio {self.mlp_ratio} leaves the MLP of embed_dim {self.embed_dim} no width")
 
 
-def check_type(name: str, value: object, annotation: Any) -> None:
-    """ValueError, naming the field, for a value that is not of the field's type (edited into this file, say)."""
-    for kind, called in ((int, "a whole number"), (bool, "True or False")):
-        if annotation == kind | Literal["auto"]:
-            if value == "auto" or type(value) is kind:
-                return
-            raise ValueError(f"{name} must be auto or {called}, got {value!r}")
-    if annotation is float:
-        ok = isinstance(value, int | float) and not isinstance(value, bool)
-    elif isinstance(annotation, type):
-        ok = type(value) is annotation
-    else:  # Literal
-        if value not in annotation.__args__:
-            raise ValueError(f"{name} must be one of {', '.join(annotation.__args__)}, got {value!r}")
-        return
-    if not ok:
-        raise ValueError(f"{name} must be of type {annotation.__name__}, got {value!r}")
+def check_field(name: str, value: object, annotation: Any, low: float, high: float) -> None:
+    """Raise a ValueError, naming the field, if the value is not of its type or is a number out of its range."""
+    kinds = (annotation,) if get_origin(annotation) is Literal else get_args(annotation) or (annotation,)
+    words = [word for kind in kinds for word in get_args(kind)]
+    kind = float if type(value) is int and float in kinds else type(value)
+    if kind not in kinds and value not in words:
+        called = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
+        expected = [called[kind] for kind in kinds if kind in called] + words
+        raise ValueError(f"{name} must be {' or '.join(expected)}, got {value!r}")
+    if isinstance(value, int | float) and not low <= value <= high:  # written so that NaN fails too
+        raise ValueError(f"{name} must be between {low:g} and {high:g}, got {value}")

@@ -14,7 +14,7 @@ if __name__ == "__main__":  # Ctrl-C while torch is being imported ends the scri
 
 import sys
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from config_vit_cifar10 import TrainConfig
 from resnet import ResNet18
@@ -26,34 +26,27 @@ from training.provenance import resume_command
 
 @dataclass(frozen=True, kw_only=True)
 class ResNetConfig(TrainConfig):
-    """ResNet-18's run: SGD with Nesterov momentum, the usual recipe on CIFAR."""
+    """The settings of a ResNet-18's run: SGD with Nesterov momentum, the usual recipe on CIFAR."""
 
     preset: Literal["baseline", "quick", "no-augment", "no-warmup"] = "baseline"
-    """named set of values that the flags start from"""
+    """named set of values, which flags then change"""
     optimizer: Literal["adamw", "sgd"] = "sgd"
-    """sgd with Nesterov momentum 0.9, or adamw (then lower the learning rate to some 0.001)"""
+    """sgd with Nesterov momentum 0.9, or adamw (then lower the learning rate to about 0.001)"""
     batch_size: int = 128
-    """images a step"""
+    """images per step, over all processes together"""
     learning_rate: float = 0.1
     """learning rate at its peak, at the end of the warmup"""
     weight_decay: float = 5e-4
     """weight decay of convolutions and the last layer; biases and norms have none"""
-    warmup_epochs: int = 5
-    """epochs in which the learning rate rises linearly from 0, before its cosine decay to 0"""
     compile: bool | Literal["auto"] = False
-    """torch.compile the model: a minute at first, and no clear gain on two cores"""
+    """torch.compile the model: takes a minute at the start, and gains nothing clear on two cores"""
     output_dir: str = "checkpoints/resnet18_cifar10"
     """folder for the files of the run"""
 
     ranges: ClassVar[dict[str, tuple[float, float]]] = TrainConfig.ranges | {
-        "img_size": (9, 1024)  # below 9 the last stage is one pixel, whose variance a last batch of one image lacks
+        "img_size": (9, 1024)  # below 9 the last stage has one pixel, and a last batch of one image has no variance
     }
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "baseline": {},
-        "quick": {"num_epochs": 50},
-        "no-augment": {"auto_augment": False, "crop_padding": 0, "horizontal_flip": False},
-        "no-warmup": {"warmup_epochs": 0},
-    }
+    recipe_warmup: ClassVar[float] = 5
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ OTHER_VALUES = {  # no default among them; together they are a valid config
     "learning_rate": 0.25, "weight_decay": 0.125, "warmup_epochs": 3, "clip_grad_norm": 1.0, "crop_padding": 2,
     "horizontal_flip": False, "auto_augment": False, "augment_policy": "svhn", "randaugment_magnitude": 5,
     "random_erasing": 0.25, "mixup_alpha": 0.75, "cutmix_alpha": 1.0, "mix_probability": 0.5, "label_smoothing": 0.1,
-    "num_workers": 2, "seed": 0, "device": "cpu", "precision": "bf16", "num_processes": 3, "compile": True,
+    "num_workers": 2, "seed": 0, "device": "cpu", "precision": "bf16", "compile": True,
     "tensorboard": True,
     "output_dir": "somewhere", "save_minutes": 2.5, "save_every": 5, "preset": "small", "patch_size": 3,
     "embed_dim": 64, "depth": 5, "num_heads": 4, "mlp_ratio": 2.5, "dropout": 0.0,
@@ -118,7 +118,8 @@ def test_resume_overwrite_and_extend_are_read():
         ("--no-resume", "--no-resume"),
         ("--patch-size 5", "patch_size"),
         ("--num-heads 7", "num_heads"),
-        ("--num-epochs 5", "warmup_epochs"),
+        ("--num-epochs 5 --warmup-epochs 6", "warmup_epochs"),
+        ("--warmup-epochs x", "--warmup-epochs"),
         ("--preset demo --warmup-epochs 1000", "warmup_epochs"),
         ("--learning-rate nan", "learning_rate"),
         ("--learning-rate -0.1", "learning_rate"),
@@ -146,7 +147,7 @@ def test_a_mistake_is_named_whatever_characters_the_console_has(encoding, monkey
     assert (out.tell(), err.tell()) == (0, 0)  # it is left to exit_codes to say so
 
 
-@pytest.mark.parametrize(("values", "named"), [({"num_epochs": 5}, "warmup_epochs"), ({"num_epoch": 50}, "num_epoch")])
+@pytest.mark.parametrize(("values", "named"), [({"num_epochs": 0}, "num_epochs"), ({"num_epoch": 50}, "num_epoch")])
 def test_a_mistake_edited_into_a_preset_is_one_line_that_names_it(values, named, monkeypatch):
     monkeypatch.setitem(ViTConfig.presets, "quick", values)
     with pytest.raises(UsageError, match=named):

@@ -1,11 +1,11 @@
-"""config_vit_cifar10.py holds the recipe and its presets, explains every field, and refuses bad values by name."""
+"""The config holds the recipe and the presets, explains every field, and names a field with a bad value."""
 
 import ast
 import dataclasses
 import itertools
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
@@ -16,8 +16,8 @@ from train_resnet_cifar10 import ResNetConfig
 from training.cli import parse_training_command
 
 FIELDS: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(ViTConfig)}
-NUMBERS = {name for name, kind in FIELDS.items() if kind in (int, float)}
-POSITIVE = {  # 0 means nothing here; in the other numbers it is "off", "all" or "none"
+NUMBERS = {name for name, kind in FIELDS.items() if {int, float} & {kind, *get_args(kind)}}
+POSITIVE = {  # 0 makes no sense here; for the other numbers it means "off", "all" or "none"
     "img_size", "num_epochs", "batch_size", "learning_rate", "save_every", "patch_size", "embed_dim", "depth",
     "num_heads", "mlp_ratio",
 }  # fmt: skip
@@ -55,8 +55,9 @@ def test_a_preset_changes_what_its_name_says_and_nothing_else(preset, changes):
 
 
 @pytest.mark.parametrize("config_class", [ViTConfig, ResNetConfig])
-def test_every_preset_is_a_choice_and_makes_a_config(config_class):
+def test_the_presets_are_the_choices_and_each_makes_a_config(config_class):
     assert {config_class.from_preset(name).preset for name in config_class.presets} == set(config_class.presets)
+    assert set(get_args(get_type_hints(config_class)["preset"])) == set(config_class.presets)
 
 
 def test_the_demo_needs_no_download_and_no_cifar_folder():
@@ -75,7 +76,7 @@ def test_help_shows_a_docstring_for_every_field(config_class, capsys, monkeypatc
             if isinstance(field, ast.AnnAssign) and isinstance(following, ast.Expr):
                 docstrings[ast.unparse(field.target)] = ast.literal_eval(following.value)
     assert docstrings.keys() == {field.name for field in dataclasses.fields(config_class)}
-    monkeypatch.setenv("COLUMNS", "400")  # no docstring is broken over lines
+    monkeypatch.setenv("COLUMNS", "400")  # wide enough for each docstring on one line
     with pytest.raises(SystemExit):
         parse_training_command(config_class, "", ["--help"])
     shown = capsys.readouterr().out
@@ -83,7 +84,7 @@ def test_help_shows_a_docstring_for_every_field(config_class, capsys, monkeypatc
 
 
 @pytest.mark.parametrize("name", sorted(NUMBERS))
-def test_a_number_is_refused_by_name_where_it_is_not_finite_negative_or_no_number(name):
+def test_a_number_that_is_not_finite_or_negative_or_not_a_number_is_refused_by_name(name):
     bad_values: list[Any] = [math.nan, math.inf, -math.inf, -1, -0.5, 10**30, "1", None, True, [1]]
     for bad in bad_values:
         with pytest.raises(ValueError, match=name):
@@ -91,8 +92,8 @@ def test_a_number_is_refused_by_name_where_it_is_not_finite_negative_or_no_numbe
 
 
 @pytest.mark.parametrize("name", sorted(NUMBERS))
-def test_zero_is_refused_exactly_where_it_means_nothing(name):
-    zero = FIELDS[name](0)
+def test_zero_is_refused_exactly_where_it_makes_no_sense(name):
+    zero: Any = 0 if FIELDS[name] is int else 0.0
     if name in POSITIVE:
         with pytest.raises(ValueError, match=name):
             ViTConfig(**{name: zero})
@@ -107,8 +108,9 @@ def test_zero_is_refused_exactly_where_it_means_nothing(name):
         ({"img_size": 30}, "patch_size"),
         ({"num_heads": 5}, "num_heads"),
         ({"embed_dim": 100}, "num_heads"),
-        ({"num_epochs": 9}, "warmup_epochs"),
-        ({"warmup_epochs": 101}, "warmup_epochs"),
+        ({"num_epochs": 9, "warmup_epochs": 10}, "warmup_epochs"),
+        ({"warmup_epochs": 100.5}, "warmup_epochs"),
+        ({"warmup_epochs": "none"}, "warmup_epochs"),
         ({"crop_padding": 32}, "crop_padding"),
         ({"dropout": 1.0}, "dropout"),
         ({"augment_policy": "cifar100"}, "augment_policy"),
@@ -121,7 +123,6 @@ def test_zero_is_refused_exactly_where_it_means_nothing(name):
         ({"mix_probability": 1.01}, "mix_probability"),
         ({"label_smoothing": 1.0}, "label_smoothing"),
         ({"cache": 1}, "cache"),
-        ({"num_epochs": 50.0}, "num_epochs"),
         ({"batch_size": "64"}, "batch_size"),
         ({"auto_augment": 1}, "auto_augment"),
         ({"compile": "no"}, "compile"),
@@ -141,9 +142,67 @@ def test_a_bad_value_is_refused_by_name(arguments, named):
         ViTConfig(**arguments)
 
 
-def test_a_whole_number_does_for_a_float_and_the_warmup_may_fill_the_run():
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_epochs": 50.0}, "num_epochs must be a whole number, got 50.0"),
+        ({"dropout": "0.1"}, "dropout must be a number, got '0.1'"),
+        ({"warmup_epochs": "no"}, "warmup_epochs must be a number or auto, got 'no'"),
+        ({"compile": 1}, "compile must be True or False or auto, got 1"),
+        ({"optimizer": "adam"}, "optimizer must be adamw or sgd, got 'adam'"),
+        ({"data_dir": None}, "data_dir must be a text, got None"),
+        ({"dropout": 1}, "dropout must be between 0 and 0.99, got 1"),
+        ({"num_epochs": 5, "warmup_epochs": 6}, "warmup_epochs must be at most num_epochs 5, got 6"),
+    ],
+)
+def test_the_message_says_what_would_be_right(arguments, message):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        ViTConfig(**arguments)
+    assert str(caught.value) == message
+
+
+def test_a_whole_number_is_accepted_for_a_float_and_the_warmup_may_fill_the_run():
     config = ViTConfig(mlp_ratio=4, num_epochs=10, warmup_epochs=10)
-    assert config == ViTConfig(mlp_ratio=4.0, num_epochs=10, warmup_epochs=10)
+    assert config == ViTConfig(mlp_ratio=4.0, num_epochs=10, warmup_epochs=10.0)
+
+
+@pytest.mark.parametrize(
+    ("num_epochs", "vit", "resnet"),
+    [(1, 0.2, 0.2), (5, 1, 1), (24, 4.8, 4.8), (25, 5, 5), (49, 9.8, 5), (50, 10, 5), (100, 10, 5), (1000, 10, 5)],
+)
+def test_a_short_run_warms_up_for_a_fifth_and_a_long_one_as_its_recipe(num_epochs, vit, resnet):
+    assert ViTConfig(num_epochs=num_epochs).warmup == pytest.approx(vit, rel=1e-12)
+    assert ResNetConfig(num_epochs=num_epochs).warmup == pytest.approx(resnet, rel=1e-12)
+    assert ViTConfig(num_epochs=num_epochs, warmup_epochs=0.5).warmup == 0.5
+    assert ViTConfig(num_epochs=num_epochs, warmup_epochs=num_epochs).warmup == num_epochs
+
+
+def test_the_saved_settings_hold_the_warmup_as_a_number():
+    assert ViTConfig(num_epochs=5).to_dict()["warmup_epochs"] == 1
+    assert ViTConfig().to_dict() == ViTConfig(warmup_epochs=10).to_dict()  # as runs saved it before there was auto
+    assert ResNetConfig().to_dict() == ResNetConfig(warmup_epochs=5).to_dict()
+    assert ViTConfig(**ViTConfig(num_epochs=5).to_dict()).warmup == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "warmup_epochs", "warmup"),
+    [
+        ("--num-epochs 5", "auto", 1),
+        ("--num-epochs 5 --warmup-epochs 2", 2, 2),
+        ("--warmup-epochs 10", 10, 10),
+        ("--warmup-epochs 0.5", 0.5, 0.5),
+        ("--warmup-epochs=1", 1, 1),
+        ("--warmup-epochs auto", "auto", 10),
+        ("--preset no-warmup", 0, 0),
+        ("--preset no-warmup --warmup-epochs auto", "auto", 10),
+        ("--preset no-warmup --warmup-epochs=0.5", 0.5, 0.5),
+        ("--preset quick --num-epochs 10", "auto", 2),
+    ],
+)
+def test_the_warmup_is_a_number_or_auto_on_the_command_line(flags, warmup_epochs, warmup):
+    config = parse_training_command(ViTConfig, "", flags.split()).config
+    assert (config.warmup_epochs, config.warmup) == (warmup_epochs, warmup)
+    assert type(config.warmup_epochs) is not bool
 
 
 def test_a_config_cannot_be_changed_after_its_check():

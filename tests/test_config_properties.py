@@ -1,4 +1,4 @@
-"""Whatever settings are accepted train a step with a finite loss, and whatever are refused are refused by name."""
+"""All settings that are accepted train a step with a finite loss; a refusal names the field."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 from torch import nn
 
-from config_vit_cifar10 import TrainConfig, ViTConfig
+from config_vit_cifar10 import DatasetName, TrainConfig, ViTConfig
 from resnet import ResNet18
 from tests.steps import Steps
 from train_resnet_cifar10 import ResNetConfig
@@ -27,9 +27,9 @@ NUM_IMAGES, NUM_CLASSES = 20, 3
 MODELS: dict[type[TrainConfig], Callable[..., nn.Module]] = {ViTConfig: VisionTransformer, ResNetConfig: ResNet18}
 STEADY = settings(derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 
-# What a field may be: kept small where a step would take long, and to the data that there is; edges are among them.
+# Valid values of each field, with the edges of its range; small where a step would take long, or few images exist.
 VALUES: dict[str, SearchStrategy[Any]] = {
-    "dataset": st.sampled_from(["cifar10", "cifar100", "digits", "image-folder"]),
+    "dataset": st.sampled_from(get_args(DatasetName)),
     "data_dir": st.text(min_size=1).filter(str.strip),
     "data_url": st.text(),
     "max_train_images": st.integers(0, NUM_IMAGES - 6),
@@ -40,7 +40,7 @@ VALUES: dict[str, SearchStrategy[Any]] = {
     "optimizer": st.sampled_from(["adamw", "sgd"]),
     "learning_rate": st.floats(1e-12, 1e3) | st.integers(1, 1000),
     "weight_decay": st.floats(0, 1e3),
-    "warmup_epochs": st.integers(0, 13) | st.just(10**6),
+    "warmup_epochs": st.just("auto") | st.integers(0, 13) | st.floats(0, 13) | st.just(10**6),
     "clip_grad_norm": st.floats(0, 1e6),
     "crop_padding": st.integers(0, 9),
     "augment_policy": st.sampled_from(["cifar10", "imagenet", "svhn", "randaugment", "trivialaugment"]),
@@ -54,7 +54,6 @@ VALUES: dict[str, SearchStrategy[Any]] = {
     "seed": st.integers(0, 2**63 - 1),
     "device": st.sampled_from(["auto", "cpu", "cuda", "mps"]),
     "precision": st.sampled_from(["auto", "fp32", "bf16"]),
-    "num_processes": st.just("auto") | st.integers(1, 1024),
     "output_dir": st.text(min_size=1).filter(str.strip),
     "save_minutes": st.floats(0, 1e6),
     "save_every": st.integers(1, 10**6),
@@ -77,7 +76,7 @@ def values_of(config_class: type[TrainConfig], field: dataclasses.Field) -> Sear
 
 @st.composite
 def arguments(draw: DrawFn, config_class: type[TrainConfig]) -> dict[str, Any]:
-    """A value in its range for any of the fields; the others have their defaults, or small ones. They need not fit."""
+    """Valid values for some of the fields, small ones for others; the rest keep their defaults. They may not fit."""
     small = {"img_size": 12, "depth": 1, "embed_dim": 12, "num_epochs": 20, "crop_padding": 2}
     names = {field.name for field in dataclasses.fields(config_class)}
     given_fields = {
@@ -89,10 +88,10 @@ def arguments(draw: DrawFn, config_class: type[TrainConfig]) -> dict[str, Any]:
 
 
 def misfits(config_class: type[TrainConfig], values: dict[str, Any]) -> set[str]:
-    """The fields that do not fit the others, by the words of their docstrings."""
+    """The fields that do not fit the others, as their docstrings have it."""
     all_values: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(config_class)} | values
     wrong = set()
-    if all_values["warmup_epochs"] > all_values["num_epochs"]:
+    if all_values["warmup_epochs"] != "auto" and all_values["warmup_epochs"] > all_values["num_epochs"]:
         wrong.add("warmup_epochs")
     if all_values["crop_padding"] >= all_values["img_size"]:
         wrong.add("crop_padding")
@@ -108,7 +107,7 @@ def misfits(config_class: type[TrainConfig], values: dict[str, Any]) -> set[str]
 
 
 def first_loss(config: TrainConfig) -> float:
-    """The loss of one training step on random images, by the program's own parts."""
+    """The loss of one training step on random images, computed by the program's own parts."""
     random = torch.Generator().manual_seed(0)
     size = (NUM_IMAGES, 3, config.img_size, config.img_size)
     images = torch.randint(0, 256, size, dtype=torch.uint8, generator=random)
@@ -144,14 +143,25 @@ def assert_accepted_ones_train(config_class: type[TrainConfig], values: dict[str
 @example({"embed_dim": 12, "mlp_ratio": 0.08, "depth": 1})  # an MLP of no width
 @example({"mixup_alpha": 1e-46, "depth": 1})  # 0 in fp32
 @example({"cutmix_alpha": 1e-46, "depth": 1})
-def test_whatever_a_vit_accepts_trains_and_whatever_it_refuses_it_names(values):
+def test_a_vit_trains_with_all_settings_it_accepts_and_names_those_it_refuses(values):
     assert_accepted_ones_train(ViTConfig, values)
 
 
 @settings(STEADY, max_examples=15)
 @given(arguments(ResNetConfig))
-def test_whatever_a_resnet_accepts_trains_and_whatever_it_refuses_it_names(values):
+def test_a_resnet_trains_with_all_settings_it_accepts_and_names_those_it_refuses(values):
     assert_accepted_ones_train(ResNetConfig, values)
+
+
+@pytest.mark.parametrize("config_class", [ViTConfig, ResNetConfig])
+@settings(STEADY)
+@given(st.integers(1, 10**6), st.floats(0, 1))
+def test_any_number_of_epochs_has_a_warmup_that_is_its_recipes_or_a_fifth_or_what_was_given(config_class, epochs, part):
+    config = config_class(num_epochs=epochs)
+    assert 0 < config.warmup <= min(config_class.recipe_warmup, epochs / 5)
+    assert config.warmup == config_class.recipe_warmup or epochs < 5 * config_class.recipe_warmup
+    assert config_class(**config.to_dict()).to_dict() == config.to_dict()
+    assert config_class(num_epochs=epochs, warmup_epochs=part * epochs).warmup == part * epochs
 
 
 WRONG_TYPES = st.sampled_from([None, b"1", [1], {}, (), 1j, object()])
@@ -160,18 +170,18 @@ NO_NUMBERS = WRONG_TYPES | st.text() | st.booleans() | st.sampled_from([math.nan
 
 
 def bad_values(config_class: type[TrainConfig], field: dataclasses.Field) -> SearchStrategy[Any]:
-    """Of another type, or out of the field's range."""
-    low, high = config_class.ranges.get(field.name, (0, 0))
-    if field.name == "num_processes":  # a number, or one word
-        wrong = NO_INTEGERS.filter(lambda value: value != "auto")
-        return wrong | st.integers(max_value=int(low) - 1) | st.integers(min_value=int(high) + 1)
-    if get_args(field.type):  # one of some words
+    """Values of another type, or out of the field's range."""
+    low, high = config_class.ranges.get(field.name, (0, 10**9))
+    below, above = math.nextafter(low, -math.inf), math.nextafter(high, math.inf)
+    out_of_range = st.floats(max_value=below) | st.floats(min_value=above)
+    if field.name == "warmup_epochs":  # a number or "auto"
+        return NO_NUMBERS.filter(lambda value: value != "auto") | out_of_range
+    if get_args(field.type):  # one of several words
         return WRONG_TYPES | st.text().filter(lambda text: text not in get_args(field.type))
     if field.type is int:
         return NO_INTEGERS | st.integers(max_value=int(low) - 1) | st.integers(min_value=int(high) + 1)
     if field.type is float:
-        below, above = math.nextafter(low, -math.inf), math.nextafter(high, math.inf)
-        return NO_NUMBERS | st.floats(max_value=below) | st.floats(min_value=above)
+        return NO_NUMBERS | out_of_range
     if field.type is bool:
         return WRONG_TYPES | st.text() | st.integers() | st.floats()
     no_folders = st.sampled_from(["", " ", "\t\n"]) if field.name in ("data_dir", "output_dir") else st.nothing()
@@ -181,7 +191,7 @@ def bad_values(config_class: type[TrainConfig], field: dataclasses.Field) -> Sea
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(ViTConfig)])
 @settings(STEADY, max_examples=40)
 @given(st.data())
-def test_a_value_of_another_type_or_out_of_range_is_refused_by_its_name(name, data):
+def test_a_value_of_another_type_or_out_of_range_is_refused_by_name(name, data):
     for config_class in MODELS:
         for field in dataclasses.fields(config_class):
             if field.name == name:

@@ -1,7 +1,9 @@
-"""vit.py computes what timm's VisionTransformer computes, learns, and refuses sizes that do not fit together."""
+"""vit.py computes what timm's VisionTransformer computes, and refuses sizes that do not fit together."""
 
+import ast
 import copy
 import math
+from pathlib import Path
 
 import pytest
 import timm.models.vision_transformer
@@ -9,8 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import vit
 from training.device import autocast
 from vit import Attention, Dropout, GeluDropout, VisionTransformer, create_vit_tiny_cifar10
+
+
+def test_the_file_begins_with_patches_and_imports_only_torch_and_typing():
+    tree = ast.parse(Path(vit.__file__).read_text())
+    classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+    assert classes[:5] == ["PatchEmbed", "Attention", "Mlp", "Block", "VisionTransformer"]
+    imports = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
+    imports += [str(node.module) for node in tree.body if isinstance(node, ast.ImportFrom)]
+    assert {name.split(".")[0] for name in imports} == {"torch", "typing"}
 
 
 def test_vit_tiny_has_the_recipes_size():
@@ -30,7 +42,7 @@ def test_vit_tiny_has_the_recipes_size():
         {"img_size": 24, "patch_size": 3, "num_heads": 4, "mlp_ratio": 2.0, "num_classes": 100, "in_chans": 1},
     ],
 )
-def test_weights_move_to_timm_and_back_with_the_same_logits_and_gradients(sizes):
+def test_the_weights_load_into_timm_and_back_with_the_same_logits_and_gradients(sizes):
     torch.manual_seed(0)
     ours = create_vit_tiny_cifar10(**sizes)
     arguments = {"img_size": 32, "patch_size": 4, "embed_dim": 192, "depth": 12, "num_heads": 3, "num_classes": 10}
@@ -49,14 +61,14 @@ def test_weights_move_to_timm_and_back_with_the_same_logits_and_gradients(sizes)
 
 
 @pytest.mark.parametrize("num_classes", [2, 10, 100])
-def test_untrained_loss_is_that_of_guessing(num_classes):
+def test_the_untrained_loss_is_that_of_guessing(num_classes):
     torch.manual_seed(0)
     model = create_vit_tiny_cifar10(num_classes=num_classes).eval()
     loss = F.cross_entropy(model(torch.randn(64, 3, 32, 32)), torch.randint(num_classes, (64,)))
     assert loss.item() == pytest.approx(math.log(num_classes), abs=0.1)
 
 
-def test_initial_weights_have_the_stated_spread():
+def test_the_initial_weights_have_the_stated_standard_deviation():
     torch.manual_seed(0)
     model = create_vit_tiny_cifar10()
     weights = dict(model.named_parameters())
@@ -108,7 +120,7 @@ def test_computing_only_the_class_token_at_the_end_changes_no_logit_and_no_gradi
 
 
 @pytest.mark.parametrize("num_queries", [None, 1, 2])
-def test_attention_is_scaled_dot_product_attention_and_as_exact(num_queries):
+def test_attention_equals_torchs_and_is_as_exact(num_queries):
     torch.manual_seed(0)
     attention, x = Attention(48, num_heads=3, dropout=0.0), torch.randn(2, 65, 48)
 
@@ -123,7 +135,7 @@ def test_attention_is_scaled_dot_product_attention_and_as_exact(num_queries):
     torch.testing.assert_close(attention.double()(x.double(), num_queries), exact, rtol=1e-12, atol=1e-13)
 
 
-def test_a_bf16_steps_logits_are_those_of_fp32_but_for_its_rounding():
+def test_bf16_logits_differ_from_fp32_only_by_rounding():
     torch.manual_seed(0)
     model = create_vit_tiny_cifar10(dropout=0.0)
     torch.nn.init.normal_(model.head.weight)
@@ -133,25 +145,25 @@ def test_a_bf16_steps_logits_are_those_of_fp32_but_for_its_rounding():
         logits = model(images)
     assert logits.dtype == torch.bfloat16
     error = ((logits.float() - expected).norm() / expected.norm()).item()
-    assert 2**-12 < error < 4 * 2**-8  # a rounding is off by up to 2^-8, those of 12 blocks partly cancel out
+    assert 2**-12 < error < 4 * 2**-8  # one rounding is off by up to 2^-8; those of 12 blocks partly cancel out
 
 
 def drops(p: float, dtype: torch.dtype, calls: int = 4000, shape: tuple[int, ...] = (4, 5, 61)) -> Tensor:
-    """Where a dropout of ones, called so often, has zeros: (calls, tokens, features)."""
+    """Which elements dropout zeroes, over many calls: bools (calls, tokens, features)."""
     torch.manual_seed(0)
-    drop, ones = Dropout(p), torch.ones(shape, dtype=dtype)  # 1,220 elements: half of the last 64-bit draw is left
+    drop, ones = Dropout(p), torch.ones(shape, dtype=dtype)  # 1,220 elements use only half of the last 64-bit draw
     return torch.stack([drop(ones) == 0 for _ in range(calls)]).flatten(1, 2)
 
 
 def rounding_variance(p: float) -> float:
-    """Of a feature's chance to be dropped, which is a 256th more in some calls than in others."""
-    up = 256 * p % 1
-    return up * (1 - up) / 256**2
+    """Variance over the calls of a feature's drop rate, which is 256 p rounded up or down, divided by 256."""
+    chance_up = 256 * p % 1
+    return chance_up * (1 - chance_up) / 256**2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("p", [0.003, 0.1, 0.5, 0.99])
-def test_dropout_drops_at_exactly_its_rate_each_token_and_each_feature(p, dtype):
+def test_dropout_drops_every_token_and_every_feature_at_exactly_its_rate(p, dtype):
     zeros = drops(p, dtype).double()
     calls, tokens, features = zeros.shape
     rounding = rounding_variance(p) / calls
@@ -165,7 +177,7 @@ def test_dropout_drops_at_exactly_its_rate_each_token_and_each_feature(p, dtype)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
-def test_dropout_drops_neighbours_and_the_places_of_two_calls_independently(p):
+def test_dropout_drops_neighbours_and_the_same_place_in_two_calls_independently(p):
     zeros = (drops(p, torch.float32).double() - p) / math.sqrt(p * (1 - p))
     flat = zeros.flatten(1)
     pairs = {f"{lag} apart": (flat[:, lag:], flat[:, :-lag]) for lag in (*range(1, 10), 64)}
@@ -176,8 +188,8 @@ def test_dropout_drops_neighbours_and_the_places_of_two_calls_independently(p):
 
 
 @pytest.mark.parametrize("p", [0.003, 0.1, 0.5])
-def test_tokens_of_a_call_share_a_features_rounding_and_its_features_none(p):
-    """The number of a feature's drops then has a variance of n p (1 - p) (1 + (n - 1) correlation)."""
+def test_tokens_share_the_rounding_of_a_feature_and_features_share_none(p):
+    """With n tokens, the variance of a feature's number of drops is then n p (1 - p) (1 + (n - 1) correlation)."""
     torch.manual_seed(0)
     drop, ones, calls = Dropout(p), torch.ones(64 * 65, 96), 150
     counts = torch.stack([(drop(ones) == 0).sum(dim=0) for _ in range(calls)]).double()
@@ -194,7 +206,7 @@ def test_tokens_of_a_call_share_a_features_rounding_and_its_features_none(p):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.99])
-def test_dropout_scales_what_it_keeps_and_the_gradient_by_the_same_mask(p, dtype):
+def test_dropout_multiplies_values_and_gradients_by_the_same_mask(p, dtype):
     torch.manual_seed(0)
     x, weights = (torch.randn(64, 67, dtype=dtype) for _ in range(2))
     y = Dropout(p)(x.requires_grad_())
@@ -207,7 +219,7 @@ def test_dropout_scales_what_it_keeps_and_the_gradient_by_the_same_mask(p, dtype
     assert torch.equal(x.grad, weights * mask)
 
 
-def test_dropout_follows_torchs_random_state_also_from_its_middle():
+def test_dropout_repeats_its_draws_from_the_same_random_state_of_torch():
     drop, x = Dropout(0.3), torch.ones(3, 7, 11)
     torch.manual_seed(5)
     first = drop(x)
@@ -222,7 +234,7 @@ def test_dropout_follows_torchs_random_state_also_from_its_middle():
     assert not torch.equal(first, second)
 
 
-def test_dropout_does_and_draws_nothing_in_evaluation_and_at_0():
+def test_dropout_changes_nothing_and_draws_nothing_in_evaluation_and_at_0():
     x, state = torch.randn(3, 7), torch.get_rng_state()
     assert Dropout(0.3).eval()(x) is x
     assert Dropout(0.0)(x) is x
@@ -230,14 +242,14 @@ def test_dropout_does_and_draws_nothing_in_evaluation_and_at_0():
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 8), (1, 1, 1), (3,), (2, 3, 5)])
-def test_dropout_takes_any_shape_an_empty_share_too(shape):
+def test_dropout_takes_any_shape_even_an_empty_one(shape):
     assert Dropout(0.5)(torch.ones(shape)).shape == shape
 
 
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 8e-3)]
 )
-def test_gelu_with_dropout_is_gelu_and_then_dropout(dtype, tolerance):
+def test_gelu_dropout_equals_gelu_followed_by_dropout(dtype, tolerance):
     x = torch.randn(64, 67, dtype=dtype).mul(3).requires_grad_()
     results = []
     for step in (GeluDropout(0.3), lambda x: Dropout(0.3)(F.gelu(x))):
@@ -253,12 +265,12 @@ def test_gelu_with_dropout_is_gelu_and_then_dropout(dtype, tolerance):
 
 
 @pytest.mark.parametrize("drop", [GeluDropout(0.3).eval(), GeluDropout(0.0)])
-def test_gelu_without_dropout_is_torchs(drop):
+def test_gelu_dropout_without_dropout_is_torchs_gelu(drop):
     x = torch.randn(3, 7)
     assert torch.equal(drop(x), F.gelu(x))
 
 
-def test_gelu_with_dropout_refuses_a_second_derivative():
+def test_gelu_dropout_refuses_a_second_derivative():
     x = torch.randn(3, 7).requires_grad_()
     (grad,) = torch.autograd.grad(GeluDropout(0.3)(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
