@@ -167,6 +167,14 @@ class ViTConfig(TrainConfig):
     """hidden width of the MLP, divided by embed_dim"""
     dropout: float = 0.1
     """probability of zeroing an activation, after the embedding, the attention's projection and the MLP's layers"""
+    global_pool: Literal["token", "avg"] = "token"
+    """what the head reads: the class token, or without one the mean of the patches (arXiv 2205.01580)"""
+    qk_norm: bool = False
+    """LayerNorm of each head's queries and keys (arXiv 2302.05442)"""
+    pos_embed: Literal["learn", "rope"] = "learn"
+    """learned positions, or rotary ones in two dimensions beside them (arXiv 2403.13298)"""
+    zero_init: bool = False
+    """residual branches and logits begin at zero (arXiv 1901.09321), and the other matrices larger; made for muon"""
     output_dir: str = "checkpoints/vit_tiny_cifar10"
     """folder for the files of the run"""
 
@@ -198,7 +206,8 @@ class ViTConfig(TrainConfig):
         },
     }
     model_fields: ClassVar[tuple[str, ...]] = (
-        "img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "dropout",
+        "img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "dropout", "global_pool", "qk_norm",
+        "pos_embed", "zero_init",
     )  # fmt: skip
 
     def __post_init__(self):
@@ -207,6 +216,10 @@ class ViTConfig(TrainConfig):
             raise ValueError(f"patch_size {self.patch_size} does not divide img_size {self.img_size}")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"num_heads {self.num_heads} does not divide embed_dim {self.embed_dim}")
+        if self.pos_embed == "rope" and self.embed_dim // self.num_heads % 4:
+            raise ValueError(
+                f"pos_embed rope needs heads of a width that 4 divides, got {self.embed_dim}/{self.num_heads}"
+            )
         if self.embed_dim * self.mlp_ratio < 1:
             raise ValueError(f"mlp_ratio {self.mlp_ratio} leaves the MLP of embed_dim {self.embed_dim} no width")
 

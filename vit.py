@@ -6,11 +6,11 @@ modules have the names of timm's VisionTransformer, so that weights move between
     model = create_vit_tiny_cifar10()                        # 32x32 images, patch 4, 192/12/3: 5,362,762 parameters
     logits = model(torch.randn(2, 3, 32, 32))                # (2, 10)
 
-Shapes: B images, C channels, P patch size, T = (img_size / P)^2 patches, N = T + 1 tokens (the class token is token 0),
-D embedding dimension, H heads, K classes.
+Shapes: B images, C channels, P patch size, T = (img_size / P)^2 patches, N = T + 1 tokens (the class token is token 0;
+N = T without one), D embedding dimension, H heads, K classes.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,18 +33,26 @@ class PatchEmbed(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention: every token attends to all tokens, or only the first `num_queries` tokens do."""
 
-    def __init__(self, dim: int, num_heads: int, dropout: float):
+    def __init__(self, dim: int, num_heads: int, dropout: float, qk_norm: bool = False):
         super().__init__()
         self.num_heads = num_heads
         self.scale = (dim // num_heads) ** -0.5
         self.qkv = nn.Linear(dim, dim * 3)
+        self.q_norm, self.k_norm = (nn.LayerNorm(dim // num_heads, 1e-6) if qk_norm else nn.Identity() for _ in "qk")
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = Dropout(dropout)
 
-    def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
+    def queries_keys_values(self, x: Tensor, angles: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         B, N, D = x.shape
         heads = (B, N, self.num_heads, D // self.num_heads)
         q, k, v = (y.view(heads).transpose(1, 2) for y in self.qkv(x).chunk(3, dim=-1))  # (B, H, N, D/H) each
+        q, k = self.q_norm(q), self.k_norm(k)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        return q, k, v
+
+    def forward(self, x: Tensor, num_queries: int | None = None, angles: Tensor | None = None) -> Tensor:
+        q, k, v = self.queries_keys_values(x, angles)
         q = q[:, :, :num_queries]                             # (B, H, Q, D/H), where Q = N except in the last block
         if x.device.type == "cpu":                            # in bf16 the fused kernel's backward is slower here
             attn = (q * self.scale) @ k.transpose(-2, -1)     # (B, H, Q, N)
@@ -76,15 +84,15 @@ class Block(nn.Module):
     With `num_queries`, only the first `num_queries` tokens are computed and returned; they still attend to all.
     """
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, dropout: float):
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, dropout: float, qk_norm: bool = False):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = Attention(dim, num_heads, dropout)
+        self.attn = Attention(dim, num_heads, dropout, qk_norm)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), dropout)
 
-    def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
-        x = x[:, :num_queries] + self.attn(self.norm1(x), num_queries)
+    def forward(self, x: Tensor, num_queries: int | None = None, angles: Tensor | None = None) -> Tensor:
+        x = x[:, :num_queries] + self.attn(self.norm1(x), num_queries, angles)
         return x + self.mlp(self.norm2(x))                    # (B, Q, D), where Q = N without num_queries
 
 
@@ -94,6 +102,14 @@ class VisionTransformer(nn.Module):
     `img_size` and `patch_size` are in pixels, and `mlp_ratio` is the MLP's hidden width divided by `embed_dim`.
     `dropout` is applied after the position embedding, the attention's projection and both MLP layers (timm:
     pos_drop_rate and proj_drop_rate). Raises ValueError, naming the argument, for sizes that do not fit together.
+
+    Images of half the size work too, at the patch size: the position embedding is averaged over the places of a patch.
+
+    Options, off by default:
+        global_pool: the head reads the class token ("token"), or there is none and it reads the patches' mean ("avg").
+        qk_norm: LayerNorm on each head's queries and keys (arXiv 2302.05442).
+        pos_embed: "rope" also turns queries and keys by angles that tell their patch's place (arXiv 2403.13298).
+        zero_init: each block begins as the identity, and the logits at zero (init_weights).
     """
 
     def __init__(
@@ -107,6 +123,10 @@ class VisionTransformer(nn.Module):
         num_heads: int = 3,
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
+        global_pool: Literal["token", "avg"] = "token",
+        qk_norm: bool = False,
+        pos_embed: Literal["learn", "rope"] = "learn",
+        zero_init: bool = False,
     ):
         super().__init__()
         sizes = {"img_size": img_size, "patch_size": patch_size, "in_chans": in_chans, "num_classes": num_classes,
@@ -122,43 +142,92 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"mlp_ratio {mlp_ratio} gives the MLP of embed_dim {embed_dim} an impossible width")
         if not 0 <= dropout <= 0.99:
             raise ValueError(f"dropout must be between 0 and 0.99, got {dropout}")
+        if pos_embed == "rope" and embed_dim // num_heads % 4:
+            raise ValueError(f"pos_embed rope needs heads of a width that 4 divides, got {embed_dim}/{num_heads}")
 
-        num_patches = (img_size // patch_size) ** 2
+        self.num_prefix_tokens = 1 if global_pool == "token" else 0
+        self.grid, self.head_dim, self.rope = img_size // patch_size, embed_dim // num_heads, pos_embed == "rope"
+        num_tokens = self.num_prefix_tokens + self.grid**2
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
-        self.pos_embed = nn.Parameter(torch.empty(1, num_patches + 1, embed_dim))
+        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim)) if self.num_prefix_tokens else None
+        self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, embed_dim))
         self.pos_drop = Dropout(dropout)
-        self.blocks = nn.Sequential(*[Block(embed_dim, num_heads, mlp_ratio, dropout) for _ in range(depth)])
+        self.blocks = nn.Sequential(*[Block(embed_dim, num_heads, mlp_ratio, dropout, qk_norm) for _ in range(depth)])
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.head = nn.Linear(embed_dim, num_classes)
-        self.init_weights()
+        self.init_weights(zero_init)
 
-    def init_weights(self) -> None:
-        """Truncated normals of std 0.02 as in timm (patches: 1/sqrt(fan-in), as the paper's code), zero biases."""
-        nn.init.normal_(self.cls_token, std=1e-6)
+    def init_weights(self, zero_init: bool) -> None:
+        """Truncated normals of std 0.02 as in timm (patches: 1/sqrt(fan-in), as the paper's code), zero biases.
+
+        `zero_init`, which Muon likes: zeros in the head and in the last layer of each residual branch, so that a block
+        begins as the identity (arXiv 1901.09321); 0.7/sqrt(fan-in) in the other matrices of the blocks.
+        """
+        if self.cls_token is not None:
+            nn.init.normal_(self.cls_token, std=1e-6)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        for module in self.modules():
+        for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
             if isinstance(module, nn.Conv2d):                 # fan-in C * P * P
                 nn.init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5)
             if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
                 nn.init.zeros_(module.bias)
+            if isinstance(module, nn.Linear) and zero_init:
+                nn.init.zeros_(module.weight)
+                if name.endswith(("qkv", "fc1")):             # the others are proj, fc2 and head
+                    nn.init.trunc_normal_(module.weight, std=0.7 * module.in_features**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch_embed(x)                               # (B, T, D)
-        cls_token = self.cls_token.expand(len(x), -1, -1)     # (B, 1, D)
-        x = torch.cat([cls_token, x], dim=1)                  # (B, N, D)
-        x = self.pos_drop(x + self.pos_embed)                 # (B, N, D)
+        pos_embed, angles = self.positions(x.shape[1])
+        if self.cls_token is not None:
+            cls_token = self.cls_token.expand(len(x), -1, -1) # (B, 1, D)
+            x = torch.cat([cls_token, x], dim=1)              # (B, N, D)
+        x = self.pos_drop(x + pos_embed)                      # (B, N, D)
         for block in self.blocks[:-1]:
-            x = block(x)                                      # (B, N, D)
-        x = self.blocks[-1](x, num_queries=1)                 # (B, 1, D): the head reads only the class token
-        return self.head(self.norm(x[:, 0]))                  # (B, K)
+            x = block(x, angles=angles)                       # (B, N, D)
+        num_queries = None if self.cls_token is None else 1   # the head reads only the class token, or all patches
+        x = self.blocks[-1](x, num_queries, angles)           # (B, 1 or T, D)
+        return self.head(self.norm(x).mean(dim=1))            # (B, K)
+
+    def positions(self, num_patches: int) -> tuple[Tensor, Tensor | None]:
+        """The position embedding (1, N, D) and the angles of `rope` (N, D/2H), or None, for that many patches."""
+        grid, prefix = round(num_patches**0.5), self.num_prefix_tokens
+        pos_embed = self.pos_embed                            # (1, N, D)
+        if grid != self.grid:                                 # of a smaller image: each place is the mean of four
+            patches = pos_embed[:, prefix:].unflatten(1, (self.grid, self.grid)).permute(0, 3, 1, 2)
+            patches = F.interpolate(patches, (grid, grid), mode="area").flatten(2).transpose(1, 2)
+            pos_embed = torch.cat([pos_embed[:, :prefix], patches], dim=1)
+        angles = rope_angles(grid, self.head_dim, prefix, pos_embed.device) if self.rope else None
+        return pos_embed, angles
 
 
 def create_vit_tiny_cifar10(**overrides: Any) -> VisionTransformer:
     """ViT-Tiny for CIFAR-10: 32x32 images, patch 4, 192/12/3, dropout 0.1; `overrides` are arguments of the model."""
     return VisionTransformer(**{"dropout": 0.1, **overrides})
+
+
+def rope_angles(grid: int, head_dim: int, num_prefix_tokens: int, device: torch.device) -> Tensor:
+    """The angles (N, D/2H) that tell each token's place: half of them the patch's row, half its column.
+
+    A place is the patch's centre in a picture of 32 pixels, whatever its size: a halved picture has the angles of the
+    same places. From one 4-pixel patch to the next the fastest pair makes a quarter turn, which tells neighbours apart
+    and repeats after four; the slowest makes an eighth of a turn across the picture. Most of a language model's
+    frequencies (down to 1/10000) would hardly turn here. The class token is not turned.
+    """
+    pixels = (torch.arange(grid, device=device) + 0.5) * (32 / grid)
+    angles = pixels[:, None] * torch.pi / 8 * torch.logspace(-1.2, 0, head_dim // 4, device=device)  # (grid, D/4H)
+    rows, columns = angles[:, None].expand(-1, grid, -1), angles[None].expand(grid, -1, -1)
+    angles = torch.cat([rows, columns], dim=-1).flatten(0, 1)                               # (T, D/2H)
+    return F.pad(angles, (0, 0, num_prefix_tokens, 0))
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Turn the numbers i and i + D/2H of each query or key (B, H, N, D/H), seen as a point, by the token's angle i."""
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    one, other = x.chunk(2, dim=-1)                           # (B, H, N, D/2H) each
+    return torch.cat([one * cos - other * sin, one * sin + other * cos], dim=-1)
 
 
 # The rest makes dropout cheaper on a CPU and changes nothing else. To skip it, read Dropout as nn.Dropout, and

@@ -4,6 +4,7 @@ import ast
 import copy
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm.models.vision_transformer
@@ -13,7 +14,7 @@ from torch import Tensor
 
 import vit
 from training.device import autocast
-from vit import Attention, Dropout, GeluDropout, VisionTransformer, create_vit_tiny_cifar10
+from vit import Attention, Dropout, GeluDropout, VisionTransformer, create_vit_tiny_cifar10, rope_angles, rotate
 
 
 def test_the_file_begins_with_patches_and_imports_only_torch_and_typing():
@@ -60,6 +61,94 @@ def test_the_weights_load_into_timm_and_back_with_the_same_logits_and_gradients(
     ours.load_state_dict(theirs.state_dict())
 
 
+def test_mean_pooling_and_qk_norm_are_timms_with_the_same_weights():
+    torch.manual_seed(0)
+    sizes: Any = {"img_size": 12, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
+    ours = VisionTransformer(**sizes, global_pool="avg", qk_norm=True).double()
+    theirs = timm.models.vision_transformer.VisionTransformer(
+        **sizes, class_token=False, global_pool="avg", fc_norm=False, qk_norm=True
+    ).double()
+    for parameter in ours.parameters():  # norms too: those of queries and keys begin at 1 and 0
+        torch.nn.init.normal_(parameter, std=0.5)
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(4, 3, 12, 12).double()
+    logits, expected = ours(images), theirs(images)
+    torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
+    logits.square().sum().backward()
+    expected.square().sum().backward()
+    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-9, atol=1e-9, msg=f"gradient of {name}")
+    ours.load_state_dict(theirs.state_dict())
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_with_rope_attention_depends_on_where_two_patches_lie_to_each_other_and_not_on_where_they_lie(qk_norm):
+    torch.manual_seed(0)
+    attention = Attention(48, num_heads=3, dropout=0.0, qk_norm=qk_norm).double()
+    x = torch.randn(1, 1, 48).double().expand(1, 64, 48)  # 8 x 8 tokens that are all alike
+    q, k, _ = attention.queries_keys_values(x, rope_angles(8, 16, 0, torch.device("cpu")).double())
+    logits = (q @ k.transpose(-2, -1)).view(3, 8, 8, 8, 8)
+    # both patches moved down and to the right by one; the angles are in single precision
+    torch.testing.assert_close(logits[:, :-1, :-1, :-1, :-1], logits[:, 1:, 1:, 1:, 1:], rtol=0, atol=1e-5)
+    one, column, row = (logits[:, 3, 3, y, x] for y, x in ((3, 3), (3, 4), (4, 3)))
+    assert ((one - column).abs() > 1e-4).all()
+    assert ((row - column).abs() > 1e-4).all()
+
+
+def test_rope_turns_each_pair_by_the_angle_of_its_row_or_column():
+    angles = rope_angles(8, 16, 0, torch.device("cpu"))  # 4 frequencies for the row, 4 for the column
+    frequencies = [math.pi / 8 * 10 ** (-1.2 * (1 - i / 3)) for i in range(4)]
+    row, column = 2, 5  # patches of 4 pixels: their centres are at 10 and 22
+    expected = [10 * f for f in frequencies] + [22 * f for f in frequencies]
+    assert angles[8 * row + column].tolist() == pytest.approx(expected, rel=1e-5)
+    x = torch.randn(2, 3, 64, 16)
+    turned = rotate(x, angles)
+    for i in range(8):
+        point = torch.complex(x[..., i], x[..., 8 + i]) * torch.polar(torch.ones(64), angles[:, i])
+        torch.testing.assert_close(turned[..., i], point.real)
+        torch.testing.assert_close(turned[..., 8 + i], point.imag)
+
+
+def test_rope_leaves_the_class_token_as_it_is():
+    angles = rope_angles(4, 8, 1, torch.device("cpu"))
+    assert angles.shape == (17, 4)
+    assert not angles[0].any()
+    assert torch.equal(angles[1:], rope_angles(4, 8, 0, torch.device("cpu")))
+
+
+def test_half_size_images_have_the_positions_of_the_same_places():
+    model = VisionTransformer(depth=1, embed_dim=24, pos_embed="rope")
+    (full, angles), (small, small_angles) = model.positions(64), model.positions(16)
+    assert full is model.pos_embed
+    assert angles is not None
+    assert small_angles is not None
+    assert torch.equal(small[:, 0], full[:, 0])  # the class token's
+    for found, grid in ((small[0, 1:], full[0, 1:]), (small_angles[1:], angles[1:])):
+        places = grid.view(4, 2, 4, 2, -1).mean(dim=(1, 3)).flatten(0, 1)  # each is the middle of four
+        torch.testing.assert_close(found, places)
+
+
+@pytest.mark.parametrize("global_pool", ["token", "avg"])
+@pytest.mark.parametrize("pos_embed", ["learn", "rope"])
+def test_half_size_images_give_logits_and_a_gradient_to_every_parameter(global_pool, pos_embed):
+    model = VisionTransformer(depth=2, embed_dim=24, global_pool=global_pool, pos_embed=pos_embed, qk_norm=True)
+    logits = model(torch.randn(2, 3, 16, 16))
+    assert logits.shape == (2, 10)
+    logits.square().sum().backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_with_zero_init_a_block_begins_as_the_identity_and_all_classes_are_equally_likely():
+    torch.manual_seed(0)
+    model = VisionTransformer(depth=2, zero_init=True)
+    x, weights = torch.randn(2, 65, 192), dict(model.named_parameters())
+    assert torch.equal(model.blocks(x), x)
+    assert not model(torch.randn(2, 3, 32, 32)).any()
+    for name in ("blocks.0.attn.qkv.weight", "blocks.1.mlp.fc1.weight"):
+        assert weights[name].std().item() == pytest.approx(0.7 * 192**-0.5, rel=0.05)
+
+
 @pytest.mark.parametrize("num_classes", [2, 10, 100])
 def test_the_untrained_loss_is_that_of_guessing(num_classes):
     torch.manual_seed(0)
@@ -90,6 +179,7 @@ def test_the_initial_weights_have_the_stated_standard_deviation():
         ({"mlp_ratio": 0.001}, "mlp_ratio"),
         ({"dropout": 1.0}, "dropout"),
         ({"dropout": math.nan}, "dropout"),
+        ({"pos_embed": "rope", "embed_dim": 18}, "pos_embed"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_by_name(arguments, named):
@@ -106,6 +196,7 @@ def test_computing_only_the_class_token_at_the_end_changes_no_logit_and_no_gradi
     images = torch.randn(3, 3, 32, 32, dtype=dtype)
 
     def in_full(images: Tensor) -> Tensor:
+        assert model.cls_token is not None
         x = torch.cat([model.cls_token.expand(len(images), -1, -1), model.patch_embed(images)], dim=1)
         return model.head(model.norm(model.blocks(x + model.pos_embed))[:, 0])
 
