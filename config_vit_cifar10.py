@@ -37,14 +37,18 @@ class TrainConfig:
     """passes over the training images (the recipe: 100)"""
     batch_size: int = 64
     """images per step, over all processes together (the recipe: 64)"""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """adamw (Loshchilov and Hutter, 2017), or sgd with Nesterov momentum 0.9"""
+    optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
+    """adamw (arXiv 1711.05101), sgd with Nesterov momentum 0.9, or muon (2502.16982; adamw for the outer layers)"""
     learning_rate: float = 1e-3
     """learning rate at its peak, at the end of the warmup (the recipe: 0.001)"""
+    muon_learning_rate: float = 0.02
+    """the same for muon's weights; learning_rate is then that of the rest (0.02: the default of Muon's authors)"""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """how the learning rate falls from its peak to 0 (linear: arXiv 2310.07831)"""
     weight_decay: float = 0.05
     """weight decay of weight matrices; biases, norms, tokens and position embeddings have none (the recipe: 0.05)"""
     warmup_epochs: float | Literal["auto"] = "auto"
-    """epochs of linear warmup from 0, before the cosine decay to 0; auto: 10 (ResNet: 5), at most a fifth of the run"""
+    """epochs of linear warmup from 0, before the decay to 0; auto: 10 (ResNet: 5), at most a fifth of the run"""
     clip_grad_norm: float = 0.0
     """scale longer gradients down to this L2 norm; 0: off (the ViT paper: 1.0)"""
 
@@ -94,6 +98,7 @@ class TrainConfig:
         "num_epochs": (1, 10**6),
         "batch_size": (1, 10**6),
         "learning_rate": (1e-12, 1e3),
+        "muon_learning_rate": (1e-12, 1e3),
         "weight_decay": (0, 1e3),
         "randaugment_magnitude": (0, 30),
         "random_erasing": (0, 1),

@@ -30,8 +30,8 @@ class ResNetConfig(TrainConfig):
 
     preset: Literal["baseline", "quick", "no-augment", "no-warmup"] = "baseline"
     """named set of values, which flags then change"""
-    optimizer: Literal["adamw", "sgd"] = "sgd"
-    """sgd with Nesterov momentum 0.9, or adamw (then lower the learning rate to about 0.001)"""
+    optimizer: Literal["adamw", "sgd", "muon"] = "sgd"
+    """sgd with Nesterov momentum 0.9; adamw, or muon for the hidden layers (then lower learning_rate to about 0.001)"""
     batch_size: int = 128
     """images per step, over all processes together"""
     learning_rate: float = 0.1

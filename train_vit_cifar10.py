@@ -72,13 +72,16 @@ def train(
     batch_size = len(range(distributed.rank(), config.batch_size, distributed.world_size()))  # this rank's share
     step_model = distributed.data_parallel(Compiled(model, batch_size, device) if compiled else model, device)
 
-    optimizer = create_optimizer(model, config.optimizer, config.learning_rate, config.weight_decay)
+    optimizer = create_optimizer(
+        model, config.optimizer, config.learning_rate, config.weight_decay, config.muon_learning_rate
+    )
     run.begin(model, optimizer, train_loader, create_model, metadata, describe_machine(device, compiled))
     scheduler = create_scheduler(
         optimizer,
         warmup_steps=round(config.warmup * len(train_loader)),
         total_steps=config.num_epochs * len(train_loader),
         steps_done=run.steps_done,
+        schedule=config.schedule,
     )
     print_ready(config, metadata, model, why_dtype, why_compiled, train_loader, eval_loader)
     if run.saved:

@@ -19,7 +19,7 @@ FIELDS: dict[str, Any] = {field.name: field.type for field in dataclasses.fields
 NUMBERS = {name for name, kind in FIELDS.items() if {int, float} & {kind, *get_args(kind)}}
 POSITIVE = {  # 0 makes no sense here; for the other numbers it means "off", "all" or "none"
     "img_size", "num_epochs", "batch_size", "learning_rate", "save_every", "patch_size", "embed_dim", "depth",
-    "num_heads", "mlp_ratio",
+    "num_heads", "mlp_ratio", "muon_learning_rate",
 }  # fmt: skip
 
 
@@ -134,6 +134,7 @@ def test_zero_is_refused_exactly_where_it_makes_no_sense(name):
         ({"output_dir": " "}, "output_dir"),
         ({"dataset": "mnist"}, "dataset"),
         ({"optimizer": "adam"}, "optimizer"),
+        ({"schedule": "constant"}, "schedule"),
         ({"device": "tpu"}, "device"),
         ({"precision": "fp16"}, "precision"),
         ({"preset": "large"}, "preset"),
@@ -152,7 +153,7 @@ def test_a_bad_value_is_refused_by_name(arguments, named):
         ({"dropout": "0.1"}, "dropout must be a number, got '0.1'"),
         ({"warmup_epochs": "no"}, "warmup_epochs must be a number or auto, got 'no'"),
         ({"compile": 1}, "compile must be True or False or auto, got 1"),
-        ({"optimizer": "adam"}, "optimizer must be adamw or sgd, got 'adam'"),
+        ({"optimizer": "adam"}, "optimizer must be adamw or sgd or muon, got 'adam'"),
         ({"data_dir": None}, "data_dir must be a text, got None"),
         ({"dropout": 1}, "dropout must be between 0 and 0.99, got 1"),
         ({"num_epochs": 5, "warmup_epochs": 6}, "warmup_epochs must be at most num_epochs 5, got 6"),

@@ -37,8 +37,10 @@ VALUES: dict[str, SearchStrategy[Any]] = {
     "img_size": st.sampled_from([4, 8, 9, 12, 16]),
     "num_epochs": st.integers(1, 12) | st.just(10**6),
     "batch_size": st.integers(1, 8) | st.just(10**6),
-    "optimizer": st.sampled_from(["adamw", "sgd"]),
+    "optimizer": st.sampled_from(["adamw", "sgd", "muon"]),
     "learning_rate": st.floats(1e-12, 1e3) | st.integers(1, 1000),
+    "muon_learning_rate": st.floats(1e-12, 1e3) | st.integers(1, 1000),
+    "schedule": st.sampled_from(["cosine", "linear"]),
     "weight_decay": st.floats(0, 1e3),
     "warmup_epochs": st.just("auto") | st.integers(0, 13) | st.floats(0, 13) | st.just(10**6),
     "clip_grad_norm": st.floats(0, 1e6),
@@ -121,8 +123,11 @@ def first_loss(config: TrainConfig) -> float:
     loader, _ = create_loaders(config, dataset, device)
     torch.manual_seed(config.seed)
     model = MODELS[type(config)](**config.model_args, num_classes=NUM_CLASSES)
-    optimizer = create_optimizer(model, config.optimizer, config.learning_rate, config.weight_decay)
-    scheduler = create_scheduler(optimizer, round(config.warmup * len(loader)), config.num_epochs * len(loader))
+    optimizer = create_optimizer(
+        model, config.optimizer, config.learning_rate, config.weight_decay, config.muon_learning_rate
+    )
+    warmup_steps, total_steps = round(config.warmup * len(loader)), config.num_epochs * len(loader)
+    scheduler = create_scheduler(optimizer, warmup_steps, total_steps, schedule=config.schedule)
     steps = Steps()
     loader.set_epoch(0, len(loader) - 1)  # its last step, with what images are left for it
     train_one_epoch(

@@ -207,7 +207,7 @@ def test_between_two_steps_all_that_changes_has_changed_as_often():
     assert all(not torch.equal(before, after) for before, after in itertools.pairwise(weights))
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
 def test_looking_every_third_step_gives_the_weights_sums_and_figures_of_looking_at_each(name):
     results = []
     for look_every in (1, 3):

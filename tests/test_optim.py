@@ -1,11 +1,14 @@
-"""The schedule is linear warmup and half a cosine; weight decay touches the weights of linear and conv layers only."""
+"""Schedules and steps are those computed by hand or by torch; weight decay touches the weights of layers only."""
+
+import copy
+import math
 
 import pytest
 import torch
 from torch import nn
 
 from resnet import ResNet18
-from training.optim import create_optimizer, create_scheduler, lr_factor
+from training.optim import Muon, create_optimizer, create_scheduler, lr_factor, orthogonalize
 from vit import VisionTransformer
 
 # by hand: a cosine's quarters are 1/2 + sqrt(1/2)/2, 1/2 and 1/2 - sqrt(1/2)/2, its thirds 3/4 and 1/4
@@ -24,8 +27,20 @@ def test_factors_are_those_computed_by_hand(steps, factors):
     assert [lr_factor(step, *steps) for step in range(len(factors))] == pytest.approx(factors)
 
 
-def test_the_factor_ends_at_zero_and_stays_there():
-    assert [lr_factor(step, 2, 6) for step in (6, 7, 100)] == [0, 0, 0]
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_the_factor_ends_at_zero_and_stays_there(schedule):
+    assert [lr_factor(step, 2, 6, schedule) for step in (6, 7, 100)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("steps", "factors"),
+    {(2, 6): [0.5, 1, 1, 0.75, 0.5, 0.25], (0, 4): [1, 0.75, 0.5, 0.25], (4, 4): [0.25, 0.5, 0.75, 1]}.items(),
+)
+def test_linear_factors_are_those_computed_by_hand(steps, factors):
+    assert [lr_factor(step, *steps, schedule="linear") for step in range(len(factors))] == pytest.approx(factors)
+    optimizer = create_optimizer(MODELS[0](), "muon", 0.3, 0.0, muon_learning_rate=0.2)
+    rates = learning_rates(optimizer, create_scheduler(optimizer, *steps, schedule="linear"), len(factors))
+    assert rates == [pytest.approx([0.3 * factor] * 2 + [0.2 * factor] * 2) for factor in factors]
 
 
 @pytest.mark.parametrize(("steps", "factors"), FACTORS.items())
@@ -49,7 +64,7 @@ def learning_rates(optimizer: torch.optim.Optimizer, scheduler, num_steps: int) 
 
 
 @pytest.mark.parametrize("longer", [0, 7], ids=["the same", "extended"])
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
 @pytest.mark.parametrize("warmup_steps", [0, 3])
 def test_a_schedule_taken_up_at_any_step_goes_on_as_one_of_its_length_that_was_never_left(name, longer, warmup_steps):
     def new_optimizer() -> torch.optim.Optimizer:
@@ -58,7 +73,7 @@ def test_a_schedule_taken_up_at_any_step_goes_on_as_one_of_its_length_that_was_n
     total = 9 + longer
     uninterrupted = new_optimizer()
     expected = learning_rates(uninterrupted, create_scheduler(uninterrupted, warmup_steps, total), total)
-    assert len({rate for rate, _ in expected}) > 5
+    assert len({rates[0] for rates in expected}) > 5
     for steps_done in range(10):
         stopped, resumed = new_optimizer(), new_optimizer()
         learning_rates(stopped, create_scheduler(stopped, warmup_steps, 9), steps_done)
@@ -68,7 +83,7 @@ def test_a_schedule_taken_up_at_any_step_goes_on_as_one_of_its_length_that_was_n
 
 
 @pytest.mark.parametrize("create_model", MODELS, ids=["vit", "resnet"])
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
 def test_every_parameter_is_in_one_group_and_decays_only_as_weight_of_a_linear_or_conv_layer(create_model, name):
     model = create_model()
     optimizer = create_optimizer(model, name, learning_rate=0.1, weight_decay=0.05)
@@ -102,3 +117,115 @@ def test_sgd_takes_nesterovs_step():
         velocity = 0.9 * velocity + gradient
         weight -= 0.1 * (gradient + 0.9 * velocity)
         torch.testing.assert_close(model.weight.detach(), weight)
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 8, 40), (2, 40, 8), (1, 1, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_orthogonalize_maps_each_singular_value_by_the_published_polynomial_five_times(shape, dtype):
+    torch.manual_seed(0)
+    matrices = torch.randn(shape, dtype=dtype)
+    u, values, v = torch.linalg.svd(matrices.double(), full_matrices=False)
+    values = values / values.norm(dim=-1, keepdim=True)
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-9
+    expected = (u * values[:, None]) @ v
+    torch.testing.assert_close(orthogonalize(matrices), expected.to(dtype), rtol=tolerance, atol=tolerance)
+
+
+def test_orthogonalize_leaves_a_gradient_of_zero_at_zero():
+    assert not orthogonalize(torch.zeros(2, 3, 4)).any()
+
+
+def gradients(model: nn.Module, number: int) -> None:
+    """Give the parameters the number-th set of random gradients."""
+    generator = torch.Generator().manual_seed(number)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def test_muon_takes_the_steps_of_torchs_muon_for_the_hidden_weights_and_of_adamw_for_the_rest():
+    torch.manual_seed(0)
+    model = VisionTransformer(embed_dim=24, depth=2)
+    ours, weights = create_optimizer(model, "muon", 0.003, 0.1, muon_learning_rate=0.05), dict(model.named_parameters())
+    matrices = {name for name in weights if name.startswith("blocks.") and weights[name].ndim == 2}
+    assert len(matrices) == 8
+    separate: dict[str, nn.Parameter] = {}  # torch's Muon has the queries', keys' and values' weights one by one
+    for name in matrices:
+        parts = weights[name].detach().clone().chunk(3 if "qkv" in name else 1)
+        separate |= {f"{name} {i}": nn.Parameter(part) for i, part in enumerate(parts)}
+    others = {name: nn.Parameter(weights[name].detach().clone()) for name in weights.keys() - matrices}
+    muon = torch.optim.Muon(separate.values(), lr=0.05, weight_decay=0.1, adjust_lr_fn="original")
+    decayed = [others[name] for name in ("patch_embed.proj.weight", "head.weight")]
+    rest = [parameter for parameter in others.values() if all(parameter is not one for one in decayed)]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(groups, lr=0.003, betas=(0.9, 0.95))
+    for number in range(3):
+        before = {name: parameter.detach().clone() for name, parameter in separate.items()}
+        gradients(model, number)
+        for name, parameter in (separate | others).items():
+            whole, _, part = name.partition(" ")
+            gradient = weights[whole].grad
+            assert gradient is not None
+            parameter.grad = gradient.chunk(3)[int(part)] if "qkv.weight" in whole else gradient
+        for optimizer in (ours, muon, adamw):
+            optimizer.step()
+        for name, parameter in separate.items():
+            whole, _, part = name.partition(" ")
+            found = weights[whole].chunk(3)[int(part)] if "qkv" in whole else weights[whole]
+            step = (parameter - before[name]).norm()
+            assert (found - parameter).norm() < 0.03 * (number + 1) * step, name  # torch iterates in bf16
+        for name, parameter in others.items():
+            torch.testing.assert_close(weights[name], parameter)
+
+
+def test_muon_makes_the_update_of_a_tall_matrix_longer_and_shrinks_the_weights_apart_from_it():
+    weight = nn.Parameter(torch.zeros(40, 8))
+    weight.grad = torch.randn(40, 8)
+    adamw = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=0.1)
+    Muon([weight], [], adamw, lr=0.1, weight_decay=0.5).step()
+    update = weight.detach().clone()
+    torch.testing.assert_close(update, -0.1 * math.sqrt(5) * orthogonalize(weight.grad[None])[0])
+    with torch.no_grad():
+        weight.copy_(torch.ones(40, 8))
+    Muon([weight], [], adamw, lr=0.1, weight_decay=0.5).step()
+    torch.testing.assert_close(weight.detach(), 0.95 + update)
+
+
+def test_muon_goes_on_from_its_saved_state_to_the_same_bits():
+    torch.manual_seed(0)
+    model = VisionTransformer(embed_dim=24, depth=2)
+    optimizer = create_optimizer(model, "muon", 0.01, 0.1)
+    for number in range(4):
+        if number == 2:
+            saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+        gradients(model, number)
+        optimizer.step()
+    resumed = VisionTransformer(embed_dim=24, depth=2)
+    resumed.load_state_dict(saved[0])
+    optimizer_after = create_optimizer(resumed, "muon", 0.01, 0.1)
+    optimizer_after.load_state_dict(saved[1])
+    for number in (2, 3):
+        gradients(resumed, number)
+        optimizer_after.step()
+    for parameter, other in zip(resumed.parameters(), model.parameters(), strict=True):
+        assert torch.equal(parameter, other)
+    torch.testing.assert_close(optimizer_after.state_dict(), optimizer.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("create_model", MODELS, ids=["vit", "resnet"])
+def test_muon_leaves_out_a_step_whose_gradients_are_not_finite(create_model):
+    model = create_model()
+    optimizer = create_optimizer(model, "muon", 0.01, 0.1)
+    for number, bad in enumerate([0.0, 1.0, 0.0]):
+        gradients(model, number)
+        if bad:
+            for parameter in model.parameters():
+                parameter.grad = torch.full_like(parameter, math.nan)
+        before = copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"]))
+        optimizer.found_inf = torch.tensor(bad)  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer.step()
+        same = [torch.equal(value, before[0][name]) for name, value in model.named_parameters()]
+        assert all(same) if bad else not any(same)
+        if bad:
+            torch.testing.assert_close(optimizer.state_dict()["state"], before[1], rtol=0, atol=0)

@@ -101,7 +101,7 @@ class Run:
 
     def _begin_in_folder(self, folder: RunFolder, model: nn.Module, start: dict[str, Any], new: bool) -> None:
         num_kept = 2 + math.ceil(self.config.num_epochs / self.config.save_every)  # best, final and those between
-        num_states = 2 if self.config.optimizer == "adamw" else 1
+        num_states = 1 if self.config.optimizer == "sgd" else 2  # muon: 1 of most weights, 2 of the others
         folder.require_space(model, num_states, num_kept, resumed=not self.overwrite)
         if self.overwrite:
             folder.move_aside()
