@@ -32,6 +32,8 @@ class TrainConfig:
     """hold out this many training images and choose the best epoch on them; 0: choose on the test split"""
     img_size: int = 32
     """height and width the images are resized to, in pixels"""
+    small_images_share: float = 0.0
+    """share of the epochs, the first ones, that train on images of half the height and width (arXiv 2104.00298)"""
 
     num_epochs: int = 100
     """passes over the training images (the recipe: 100)"""
@@ -95,6 +97,7 @@ class TrainConfig:
 
     ranges: ClassVar[dict[str, tuple[float, float]]] = {  # lowest and highest value; of other numbers, 0 and 10^9
         "img_size": (4, 1024),
+        "small_images_share": (0, 1),
         "num_epochs": (1, 10**6),
         "batch_size": (1, 10**6),
         "learning_rate": (1e-12, 1e3),
@@ -124,6 +127,9 @@ class TrainConfig:
             check_field(field.name, getattr(self, field.name), field.type, *self.ranges.get(field.name, (0, 10**9)))
         if self.warmup > self.num_epochs:
             raise ValueError(f"warmup_epochs must be at most num_epochs {self.num_epochs}, got {self.warmup_epochs}")
+        smallest = 2 * self.ranges["img_size"][0]
+        if self.small_images_share and (self.img_size % 2 or self.img_size < smallest):
+            raise ValueError(f"small_images_share needs an even img_size, at least {smallest:g}, got {self.img_size}")
         if self.crop_padding >= self.img_size:
             raise ValueError(f"crop_padding must be below img_size {self.img_size}, got {self.crop_padding}")
         for name in ("mixup_alpha", "cutmix_alpha"):
@@ -143,6 +149,11 @@ class TrainConfig:
         if self.warmup_epochs == "auto":
             return min(self.recipe_warmup, self.num_epochs / 5)
         return self.warmup_epochs
+
+    @property
+    def small_epochs(self) -> int:
+        """Epochs, the first ones, whose images have half the height and width."""
+        return round(self.small_images_share * self.num_epochs)
 
     @property
     def model_args(self) -> dict[str, Any]:
@@ -219,6 +230,8 @@ class ViTConfig(TrainConfig):
         super().__post_init__()
         if self.img_size % self.patch_size:
             raise ValueError(f"patch_size {self.patch_size} does not divide img_size {self.img_size}")
+        if self.small_images_share and self.img_size // 2 % self.patch_size:
+            raise ValueError(f"small_images_share: patch_size {self.patch_size} does not divide {self.img_size // 2}")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"num_heads {self.num_heads} does not divide embed_dim {self.embed_dim}")
         if self.pos_embed == "rope" and self.embed_dim // self.num_heads % 4:

@@ -116,6 +116,7 @@ def create_loaders(config: TrainConfig, dataset: Dataset, device: torch.device) 
         mixing=mixing if config.mixup_alpha or config.cutmix_alpha else None,
         max_train_images=config.max_train_images,
         val_size=config.val_size,
+        small_epochs=config.small_epochs,
         seed=config.seed,
         device=device,
         rank=distributed.rank(),

@@ -112,6 +112,9 @@ def test_zero_is_refused_exactly_where_it_makes_no_sense(name):
         ({"warmup_epochs": 100.5}, "warmup_epochs"),
         ({"warmup_epochs": "none"}, "warmup_epochs"),
         ({"crop_padding": 32}, "crop_padding"),
+        ({"small_images_share": 1.1}, "small_images_share"),
+        ({"small_images_share": 0.5, "patch_size": 32}, "small_images_share"),
+        ({"small_images_share": 0.5, "img_size": 21, "patch_size": 3}, "small_images_share"),
         ({"pos_embed": "rope", "embed_dim": 30}, "pos_embed"),
         ({"pos_embed": "sincos"}, "pos_embed"),
         ({"global_pool": "mean"}, "global_pool"),
@@ -179,6 +182,11 @@ def test_a_short_run_warms_up_for_a_fifth_and_a_long_one_as_its_recipe(num_epoch
     assert ResNetConfig(num_epochs=num_epochs).warmup == pytest.approx(resnet, rel=1e-12)
     assert ViTConfig(num_epochs=num_epochs, warmup_epochs=0.5).warmup == 0.5
     assert ViTConfig(num_epochs=num_epochs, warmup_epochs=num_epochs).warmup == num_epochs
+
+
+@pytest.mark.parametrize(("share", "num_epochs", "small"), [(0, 10, 0), (0.5, 3, 2), (0.65, 100, 65), (1, 7, 7)])
+def test_the_share_of_small_images_is_a_whole_number_of_epochs(share, num_epochs, small):
+    assert ViTConfig(small_images_share=share, num_epochs=num_epochs).small_epochs == small
 
 
 def test_the_saved_settings_hold_the_warmup_as_a_number():

@@ -35,6 +35,7 @@ VALUES: dict[str, SearchStrategy[Any]] = {
     "max_train_images": st.integers(0, NUM_IMAGES - 6),
     "val_size": st.sampled_from([0, NUM_CLASSES, 6]),
     "img_size": st.sampled_from([4, 8, 9, 12, 16]),
+    "small_images_share": st.just(0) | st.floats(0, 1),
     "num_epochs": st.integers(1, 12) | st.just(10**6),
     "batch_size": st.integers(1, 8) | st.just(10**6),
     "optimizer": st.sampled_from(["adamw", "sgd", "muon"]),
@@ -74,7 +75,7 @@ def values_of(config_class: type[TrainConfig], field: dataclasses.Field) -> Sear
     if field.name == "preset":
         return st.sampled_from(sorted(config_class.presets))
     if field.name == "img_size" and config_class is ResNetConfig:
-        return st.sampled_from([9, 12])
+        return st.sampled_from([9, 12, 18])
     return VALUES[field.name] if field.name in VALUES else st.booleans()
 
 
@@ -100,7 +101,12 @@ def misfits(config_class: type[TrainConfig], values: dict[str, Any]) -> set[str]
     if all_values["crop_padding"] >= all_values["img_size"]:
         wrong.add("crop_padding")
     wrong |= {name for name in ("mixup_alpha", "cutmix_alpha") if 0 < all_values[name] < 1e-3}
+    too_small = all_values["img_size"] < 2 * config_class.ranges["img_size"][0]
+    if all_values["small_images_share"] and (all_values["img_size"] % 2 > 0 or too_small):
+        wrong.add("small_images_share")
     if config_class is ViTConfig:
+        if all_values["small_images_share"] and all_values["img_size"] // 2 % all_values["patch_size"] > 0:
+            wrong.add("small_images_share")
         if all_values["img_size"] % all_values["patch_size"] > 0:
             wrong.add("patch_size")
         if all_values["embed_dim"] % all_values["num_heads"] > 0:

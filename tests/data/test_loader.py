@@ -50,6 +50,18 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(loader_module, "chunk_size", lambda images: 64)
 
 
+@pytest.mark.parametrize("mixing", [None, MIXING])
+def test_the_images_of_the_first_epochs_are_halved_each_pixel_the_mean_of_four(mixing):
+    small, full = numbered_loader(small_epochs=2, mixing=mixing), numbered_loader(mixing=mixing)
+    for epoch, start_step in ((0, 0), (1, 2), (2, 0), (3, 1)):
+        expected = batches_of(full, epoch, start_step)
+        if epoch < 2:
+            expected = [(b.unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean(dim=(3, 5)), y) for b, y in expected]
+        for (images, labels), (halved, same) in zip(batches_of(small, epoch, start_step), expected, strict=True):
+            torch.testing.assert_close(images, halved)
+            assert torch.equal(labels, same)
+
+
 def test_normalize_shifts_and_scales_each_channel_and_leaves_its_input():
     images = random_images(4)
     before = images.clone()

@@ -128,6 +128,7 @@ def get_cifar10_dataloaders(
     mixing: Mixing | None = None,
     max_train_images: int = 0,
     val_size: int = 0,
+    small_epochs: int = 0,
     seed: int = 42,
     device: torch.device | str = "cpu",
     rank: int = 0,
@@ -154,7 +155,7 @@ def get_cifar10_dataloaders(
     train_loader = ImageLoader(
         images, labels, mean, std, batch_size, shuffle_seed=seed,
         augmentation=replace(augmentation, horizontal_flip=mirrors), mixing=mixing, num_workers=num_workers,
-        device=device, rank=rank, world_size=world_size, split="train",
+        small_epochs=small_epochs, device=device, rank=rank, world_size=world_size, split="train",
     )  # fmt: skip
     if val_size:
         dataset = replace(

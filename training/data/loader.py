@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 from torchvision.utils import make_grid
@@ -40,6 +41,8 @@ class ImageLoader:
         shuffle_seed: the order of an epoch is a function of it and the epoch; None keeps the images' own order.
         augmentation: applied to the uint8 images; its draws are a function of (shuffle_seed, epoch, index).
         mixing: applied to the normalized batches (of this rank); labels are then targets (n, num_classes).
+        small_epochs: in so many epochs, from the first, the batches have half the height and width: each pixel is the
+            mean of four.
         num_workers: threads that prepare coming chunks; the batches are the same for any number.
         rank, world_size: this process yields every world_size-th image of each batch, from the rank-th on.
         split: what the images are: "train", "val" or "test".
@@ -56,6 +59,7 @@ class ImageLoader:
         shuffle_seed: int | None = None,
         augmentation: Augmentation | None = None,
         mixing: Mixing | None = None,
+        small_epochs: int = 0,
         num_workers: int = 0,
         device: torch.device | str = "cpu",
         rank: int = 0,
@@ -70,6 +74,7 @@ class ImageLoader:
         self.shuffle_seed = shuffle_seed
         self.augmentation = augmentation
         self.mixing = mixing
+        self.small_epochs = small_epochs
         self.num_workers = num_workers
         self.rank, self.world_size = rank, world_size
         self.split = split
@@ -103,6 +108,8 @@ class ImageLoader:
                 batch = normalize(batch, **self.stats)
                 if self.shuffle_seed is not None and self.mixing is not None:
                     batch, targets = self.mixing(batch, targets, self.shuffle_seed, self.epoch, step)
+                if self.epoch < self.small_epochs:
+                    batch = F.avg_pool2d(batch, 2)
                 yield batch, targets
                 step += 1
 
