@@ -1,11 +1,15 @@
 """What several files of tests need: a small archive in CIFAR's official format, and a folder of pictures."""
 
 import hashlib
+import http.server
 import io
 import os
 import pickle
 import socket
 import tarfile
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,3 +90,26 @@ def image_folder(tmp_path) -> Path:
             Image.new("RGB", (8, 8), colour).save(path)
             os.utime(path, (0, 0))
     return tmp_path
+
+
+@pytest.fixture
+def slow_url(monkeypatch) -> Iterator[str]:
+    """The address of a file of 30 bytes, sent over a real socket in six seconds."""
+    monkeypatch.setenv("no_proxy", "*")
+
+    class Drip(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "30")
+            self.end_headers()
+            for _ in range(30):
+                self.wfile.write(b".")
+                time.sleep(0.2)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Drip) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/archive.tar.gz"
+        server.shutdown()

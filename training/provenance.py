@@ -149,6 +149,8 @@ def cpu_name() -> str:
 
 def resume_command(argv: list[str]) -> str:
     """The command that goes on with the run that `argv` began."""
+    if distributed.under_torchrun():
+        return "the same torchrun command, with --resume at its end"
     others = [word for word in argv if word not in ("--resume", "--overwrite", "--extend")]
     name = Path(sys.executable).name
     python = name if shutil.which(name) == sys.executable else sys.executable  # with no virtual environment activated
