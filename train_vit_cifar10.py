@@ -26,7 +26,8 @@ from training import checkpoint, console, distributed, history
 from training.cli import parse_training_command
 from training.data import Dataset, create_eval_loader, get_cifar10_dataloaders, load_dataset
 from training.data.augment import Augmentation
-from training.data.loader import ImageLoader, save_contact_sheet
+from training.data.contact_sheet import save_contact_sheet
+from training.data.loader import ImageLoader
 from training.data.mix import Mixing
 from training.device import (
     Compiled,

@@ -1,4 +1,4 @@
-"""A loader's stream is a function of seed and epoch, however it is cut into batches, chunks, threads and ranks."""
+"""The batches depend on seed and epoch alone; batch size, chunks, threads and ranks change no pixel."""
 
 import threading
 
@@ -42,6 +42,23 @@ def assert_same(found: list[tuple[Tensor, Tensor]], expected: list[tuple[Tensor,
     for batch, other in zip(found, expected, strict=True):
         assert torch.equal(batch[0], other[0])
         assert torch.equal(batch[1], other[1])
+
+
+def interleaved(batch_size: int = 32, world_size: int = 1, epoch: int = 0, **arguments) -> list[tuple[Tensor, Tensor]]:
+    """The batches of an epoch, put together from the ranks' shares: each image of a batch belongs to one rank."""
+    ranks = [
+        batches_of(numbered_loader(batch_size, rank=rank, world_size=world_size, **arguments), epoch)
+        for rank in range(world_size)
+    ]
+    batches = []
+    for step, shares in enumerate(zip(*ranks, strict=True)):
+        size = min(batch_size, NUM_IMAGES - step * batch_size)
+        batch = tuple(torch.full((size, *part.shape[1:]), -1, dtype=part.dtype) for part in shares[0])
+        for rank, share in enumerate(shares):
+            for whole, part in zip(batch, share, strict=True):
+                whole[rank::world_size] = part
+        batches.append(batch)
+    return batches
 
 
 @pytest.fixture(autouse=True)
@@ -99,20 +116,27 @@ def test_an_epochs_order_is_pinned():
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
 @pytest.mark.parametrize("batch_size", [32, 64])
 def test_batch_size_workers_and_ranks_merged_give_one_stream(batch_size, num_workers, world_size):
-    ranks = [
-        batches_of(numbered_loader(batch_size, num_workers=num_workers, rank=rank, world_size=world_size), epoch=1)
-        for rank in range(world_size)
-    ]
-    merged_images, merged_labels = [], []
-    for step, shares in enumerate(zip(*ranks, strict=True)):
-        size = min(batch_size, NUM_IMAGES - step * batch_size)
-        images, labels = torch.empty(size, 3, 8, 8), torch.empty(size, dtype=torch.long)
-        for rank, share in enumerate(shares):  # each rank has its own places, and all of them
-            images[rank::world_size], labels[rank::world_size] = share
-        merged_images.append(images)
-        merged_labels.append(labels)
-    merged = torch.cat(merged_images), torch.cat(merged_labels)
-    assert_same([merged], [epoch_of(numbered_loader(), epoch=1)])
+    images, labels = zip(*interleaved(batch_size, world_size, epoch=1, num_workers=num_workers), strict=True)
+    assert_same([(torch.cat(images), torch.cat(labels))], [epoch_of(numbered_loader(), epoch=1)])
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("batch_size", [32, 37, 147, 149])  # the last batch has 22, 2, 3 and 1 images: empty shares too
+@pytest.mark.parametrize("alphas", [(0.8, 0.0), (0.0, 1.0), (1.0, 1.0)], ids=["mixup", "cutmix", "both"])
+def test_the_ranks_shares_of_mixed_batches_interleave_to_those_of_one_process(alphas, batch_size, world_size):
+    mixing = Mixing(NUM_IMAGES, *alphas)
+    expected = batches_of(numbered_loader(batch_size, mixing=mixing), epoch=1)
+    assert all(targets.ndim == 2 for _, targets in expected)
+    assert_same(interleaved(batch_size, world_size, epoch=1, mixing=mixing), expected)
+
+
+def test_without_mixing_a_rank_prepares_its_share_only(monkeypatch):
+    prepared, augment = [], Augmentation.__call__
+    monkeypatch.setattr(Augmentation, "__call__", lambda *args: prepared.append(len(args[1])) or augment(*args))
+    for mixing, num_images in ((None, 75), (MIXING, 150)):
+        prepared.clear()
+        batches_of(numbered_loader(rank=1, world_size=2, mixing=mixing))
+        assert sum(prepared) == num_images
 
 
 @pytest.mark.parametrize("chunk_size", [1, 50, 4096])
