@@ -1,9 +1,12 @@
-"""An archive arrives whole or not at all: tried on a local server that cuts, damages, refuses, lies and hangs."""
+"""An archive arrives whole or not at all: tested with a local server that cuts, damages, refuses, drips and hangs."""
 
+import contextlib
 import hashlib
 import io
 import tarfile
 import threading
+import time
+from collections.abc import Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,10 +19,11 @@ from training.data import download, load_dataset
 from training.errors import RunError, UsageError
 
 ARCHIVE = datasets.CIFAR10.filename
+DRIPS, DRIP_SECONDS = 40, 0.1  # an archive that drips comes in so many pieces, with so long a wait after each
 
 
 class Mirror(ThreadingHTTPServer):
-    """Serves one archive at every address, with the fault it is told to have, and keeps what it was asked for."""
+    """Serves one archive at every address, with the chosen fault, and records the requests."""
 
     def __init__(self, content: bytes):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -56,6 +60,11 @@ class Handler(BaseHTTPRequestHandler):
         if "no length" not in fault:
             self.send_header("Content-Length", str(len(content)))
         self.end_headers()
+        if fault == "drips":
+            for start in range(0, len(content), len(content) // DRIPS):
+                self.wfile.write(content[start : start + len(content) // DRIPS])
+                mirror.closing.wait(DRIP_SECONDS)
+            return
         self.wfile.write(content[: len(content) * 7 // 8] if "stops" in fault else content)
         if fault == "stops and hangs":
             mirror.closing.wait()
@@ -87,7 +96,7 @@ def assert_whole(dataset, cifar) -> None:
 
 
 def error_of(folder: Path, url: str = "") -> str:
-    """The one line that getting the data ends with; it names the three ways out."""
+    """The one line of the error that the download ends with; it names the three ways out."""
     with pytest.raises(RunError) as caught:
         get(folder, url)
     line = str(caught.value)
@@ -120,7 +129,7 @@ def test_without_a_mirror_the_official_address_is_asked(cifar, mirror, folder, m
 
 
 class SeenBar(tqdm):
-    seen: "SeenBar"  # the last one
+    seen: "SeenBar"  # the bar that was created last
 
     def __init__(self, *args, **arguments):
         super().__init__(*args, **arguments | {"disable": False, "file": io.StringIO()})
@@ -143,6 +152,67 @@ def test_a_download_that_broke_off_goes_on_where_it_was(cifar, mirror, folder, h
     assert names_in(folder) == {ARCHIVE, datasets.CIFAR10.base_folder}
     assert [part for _, part in mirror.asked] == [None, *(f"bytes={size}-" for size in kept)]
     assert (SeenBar.seen.n, SeenBar.seen.total) == (len(mirror.content), len(mirror.content))
+
+
+def test_a_slow_server_has_all_the_time_it_needs(cifar, mirror, folder, monkeypatch):
+    monkeypatch.setattr(download, "TIMEOUT", DRIPS * DRIP_SECONDS / 4)
+    mirror.fault, start = "drips", time.monotonic()
+    assert_whole(get(folder, mirror.url), cifar)
+    assert time.monotonic() - start > 3 * download.TIMEOUT
+    assert len(mirror.asked) == 1
+
+
+def lines_of_download(mirror: Mirror, path: Path, capsys) -> list[str]:
+    """What a download of a file of 25 MB prints; a `.part` that is there is resumed."""
+    mirror.content = bytes(25_000_000)
+    with contextlib.suppress(RunError):
+        download.download(mirror.url, path, hashlib.md5(mirror.content).hexdigest())
+    return capsys.readouterr().out.splitlines()
+
+
+def assert_tenths(lines: list[str], tenths: Iterable[int]) -> None:
+    """Each line says how many MB, and what percentage of 25 MB, have come."""
+    for line, tenth in zip(lines, tenths, strict=True):
+        number, percent = line.strip().removesuffix("%)").split(" MB (")
+        assert float(number) == pytest.approx(2.5 * tenth, abs=0.2)
+        assert int(percent) == 10 * tenth
+
+
+def test_without_a_terminal_a_line_names_size_and_source_and_others_follow_every_ten_percent(mirror, tmp_path, capsys):
+    first, *lines = lines_of_download(mirror, tmp_path / "file", capsys)
+    assert first == f"Downloading {mirror.url} (25.0 MB)"
+    assert_tenths(lines, range(1, 11))
+
+
+def test_the_lines_of_a_resumed_download_count_what_was_there(mirror, tmp_path, capsys):
+    mirror.fault = "stops"  # after 7/8
+    assert_tenths(lines_of_download(mirror, tmp_path / "file", capsys)[1:], range(1, 9))
+    mirror.fault = ""
+    first, *lines = lines_of_download(mirror, tmp_path / "file", capsys)
+    assert first == f"Downloading {mirror.url} (25.0 MB, 21.9 MB of it are here)"
+    assert_tenths(lines, [9, 10])
+
+
+def test_where_the_size_is_unknown_a_line_comes_every_20_megabytes(mirror, tmp_path, capsys):
+    mirror.fault = "no length"
+    assert lines_of_download(mirror, tmp_path / "file", capsys) == [
+        f"Downloading {mirror.url} (size unknown)", "  20.0 MB",
+    ]  # fmt: skip
+
+
+def test_each_line_is_in_the_log_at_once(tmp_path):
+    log, blocks = tmp_path / "log", [bytes(1_000_000)] * 10
+    with open(log, "w") as file, contextlib.redirect_stdout(file):
+        for number, _ in enumerate(download.show_progress(blocks, "URL", 0, 10_000_000), start=1):
+            lines = [f"  {i}.0 MB ({10 * i}%)" for i in range(1, number + 1)]
+            assert log.read_text().splitlines() == ["Downloading URL (10.0 MB)", *lines]
+
+
+def test_on_a_terminal_a_bar_stands_in_for_the_lines(cifar, mirror, folder, capsys, monkeypatch):
+    monkeypatch.setattr(download, "tqdm", SeenBar)
+    assert_whole(get(folder, mirror.url), cifar)
+    assert capsys.readouterr().out == ""
+    assert SeenBar.seen.n == len(mirror.content)
 
 
 @pytest.mark.parametrize("fault", ["hangs", "stops and hangs"])
@@ -227,7 +297,7 @@ def test_an_archive_put_there_by_hand_is_used_without_a_request(cifar, mirror, f
     (folder / ARCHIVE).write_bytes(mirror.content)
     assert_whole(get(folder, mirror.url), cifar)
     batch = folder / datasets.CIFAR10.base_folder / "data_batch_1"
-    batch.write_bytes(batch.read_bytes()[:-1])  # a damaged file of it is unpacked anew
+    batch.write_bytes(batch.read_bytes()[:-1])  # a damaged file is replaced from the archive
     assert_whole(get(folder, mirror.url), cifar)
     assert mirror.asked == []
 

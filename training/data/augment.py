@@ -20,11 +20,8 @@ Draws = dict[str, Tensor]  # random numbers by purpose: uniform in [0, 1), a row
 
 AUTO_AUGMENT_LEVELS = 10  # levels 0..9 of magnitude (Cubuk et al., 2018, https://arxiv.org/abs/1805.09501)
 RAND_AUGMENT_LEVELS = 31  # 0..30 (Cubuk et al., 2019, https://arxiv.org/abs/1909.13719), also TrivialAugment's
-ERASING_SCALE, ERASING_RATIO = (
-    (0.02, 0.33),
-    (0.3, 3.3),
-)  # fraction of the area, aspect ratio (https://arxiv.org/abs/1708.04896)
-ERASING_ATTEMPTS = 10  # at most as many boxes are tried until one fits, as in torchvision
+ERASING_SCALE, ERASING_RATIO = (0.02, 0.33), (0.3, 3.3)  # area of image, aspect (https://arxiv.org/abs/1708.04896)
+ERASING_ATTEMPTS = 10  # boxes to try until one fits into the image, as in torchvision
 
 
 def random_stream(seed: int, epoch: int, name: str) -> torch.Generator:
@@ -44,7 +41,7 @@ class Augmentation:
     erasing: float = 0.0  # probability that a box of an image is blacked out
 
     def draw(self, seed: int, epoch: int, num_images: int) -> Draws:
-        """Draw the random numbers of an epoch's images; each purpose has its own stream, which no other one changes."""
+        """Draw an epoch's random numbers. Each purpose has its own stream: an added one does not change the others."""
         widths = {"crop": 2, "flip": 1, "auto_augment": POLICY_DRAWS}
         if self.erasing:
             widths["erasing"] = 3 + 2 * ERASING_ATTEMPTS

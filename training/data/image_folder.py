@@ -51,17 +51,17 @@ def read_image_folder(root: Path, img_size: int, cache: bool) -> dict[str, Any]:
 
 def find_samples(root: Path) -> tuple[dict[str, list[tuple[str, int]]], list[str]]:
     """Return (path, label) of each picture by split, and the class names. RunError where the two splits do not fit."""
-    train_classes, test_classes = (find_classes(root / split) for split in ("train", "test"))
-    if train_classes != test_classes:
-        unmatched = ", ".join(sorted(set(train_classes) ^ set(test_classes)))
+    class_names, test_classes = (find_classes(root / split) for split in ("train", "test"))
+    if class_names != test_classes:
+        unmatched = ", ".join(sorted(set(class_names) ^ set(test_classes)))
         raise RunError(f"classes that are not in both {root / 'train'} and {root / 'test'}: {unmatched}")
-    if len(train_classes) < 2:
-        raise RunError(f"{root / 'train'} holds the single class {train_classes[0]}: at least two are needed")
+    if len(class_names) < 2:
+        raise RunError(f"{root / 'train'} holds the single class {class_names[0]}: at least two are needed")
     samples = {
-        split: [(path, label) for label, name in enumerate(train_classes) for path in find_pictures(root / split / name)]
+        split: [(path, label) for label, name in enumerate(class_names) for path in find_pictures(root / split / name)]
         for split in ("train", "test")
     }
-    return samples, train_classes
+    return samples, class_names
 
 
 def find_classes(folder: Path) -> list[str]:
