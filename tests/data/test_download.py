@@ -81,7 +81,7 @@ def mirror(cifar):
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Where the data goes; there is nothing yet."""
+    """The data folder, which does not exist yet."""
     return tmp_path / "data"
 
 
@@ -112,7 +112,7 @@ def names_in(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("address", [f"/{ARCHIVE}", "/another name.tgz", "", "/"])
-def test_a_mirror_is_the_address_of_the_archive_or_of_its_folder_and_asked_once(cifar, mirror, folder, address):
+def test_a_mirror_is_the_address_of_the_archive_or_its_folder_and_is_asked_once(cifar, mirror, folder, address):
     url = (mirror.url + address).replace(" ", "%20")
     assert_whole(get(folder, url), cifar)
     path = f"/mirror{address.replace(' ', '%20')}" if address.endswith("gz") else f"/mirror/{ARCHIVE}"
@@ -137,7 +137,7 @@ class SeenBar(tqdm):
 
 
 @pytest.mark.parametrize("has_ranges", [True, False])
-def test_a_download_that_broke_off_goes_on_where_it_was(cifar, mirror, folder, has_ranges, monkeypatch):
+def test_a_download_that_broke_off_is_resumed(cifar, mirror, folder, has_ranges, monkeypatch):
     monkeypatch.setattr(download, "tqdm", SeenBar)
     mirror.fault, mirror.has_ranges = "stops", has_ranges
     partial, kept = folder / f"{ARCHIVE}.part", []
@@ -216,7 +216,7 @@ def test_on_a_terminal_a_bar_stands_in_for_the_lines(cifar, mirror, folder, caps
 
 
 @pytest.mark.parametrize("fault", ["hangs", "stops and hangs"])
-def test_a_server_that_falls_silent_is_given_up(cifar, mirror, folder, fault, monkeypatch):
+def test_a_server_that_sends_nothing_for_too_long_is_given_up(cifar, mirror, folder, fault, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(download, "TIMEOUT", 0.3)
         mirror.fault = fault
@@ -235,7 +235,7 @@ def test_a_server_that_falls_silent_is_given_up(cifar, mirror, folder, fault, mo
         ("flipped byte", "md5"), ("stops, no length", "md5"), ("404", "404"), ("503", "503"), ("web page", "web page"),
     ],
 )  # fmt: skip
-def test_what_is_not_the_archive_is_refused_and_nothing_is_left_of_it(cifar, mirror, folder, fault, said):
+def test_what_is_not_the_archive_is_refused_and_removed(cifar, mirror, folder, fault, said):
     mirror.fault = fault
     line = error_of(folder, mirror.url)
     assert said in line
@@ -247,7 +247,7 @@ def test_what_is_not_the_archive_is_refused_and_nothing_is_left_of_it(cifar, mir
 
 
 @pytest.mark.parametrize("fault", ["404", "503", "web page", "hangs"])
-def test_a_refusal_costs_nothing_of_what_came_before(cifar, mirror, folder, fault, monkeypatch):
+def test_a_server_error_keeps_what_was_downloaded_before(cifar, mirror, folder, fault, monkeypatch):
     mirror.fault = "stops"
     error_of(folder, mirror.url)
     partial = (folder / f"{ARCHIVE}.part").read_bytes()
@@ -261,14 +261,14 @@ def test_a_refusal_costs_nothing_of_what_came_before(cifar, mirror, folder, faul
     assert mirror.asked[-1][1] == f"bytes={len(partial)}-"
 
 
-def test_a_server_need_not_say_how_much_comes(cifar, mirror, folder):
+def test_a_server_need_not_send_the_length(cifar, mirror, folder):
     mirror.fault = "no length"
     assert_whole(get(folder, mirror.url), cifar)
 
 
 @pytest.mark.parametrize("has_ranges", [True, False])
 @pytest.mark.parametrize("length", [0, 1000, 10**6])
-def test_the_beginning_of_another_file_is_thrown_away(cifar, mirror, folder, length, has_ranges):
+def test_the_part_of_another_file_is_replaced(cifar, mirror, folder, length, has_ranges):
     mirror.has_ranges = has_ranges
     folder.mkdir()
     (folder / f"{ARCHIVE}.part").write_bytes(bytes(length))
@@ -277,7 +277,7 @@ def test_the_beginning_of_another_file_is_thrown_away(cifar, mirror, folder, len
     assert names_in(folder) == {ARCHIVE, datasets.CIFAR10.base_folder}
 
 
-def test_the_beginning_of_another_file_and_a_wrong_archive_leave_nothing(mirror, folder):
+def test_the_part_of_another_file_and_a_wrong_archive_are_both_removed(mirror, folder):
     folder.mkdir()
     (folder / f"{ARCHIVE}.part").write_bytes(bytes(1000))
     mirror.fault = "flipped byte"
@@ -285,7 +285,7 @@ def test_the_beginning_of_another_file_and_a_wrong_archive_leave_nothing(mirror,
     assert names_in(folder) == set()
 
 
-def test_a_part_that_is_already_whole_is_the_archive(cifar, mirror, folder):
+def test_a_part_that_is_already_complete_becomes_the_archive(cifar, mirror, folder):
     folder.mkdir()
     (folder / f"{ARCHIVE}.part").write_bytes(mirror.content)
     assert_whole(get(folder, mirror.url), cifar)
@@ -302,7 +302,7 @@ def test_an_archive_put_there_by_hand_is_used_without_a_request(cifar, mirror, f
     assert mirror.asked == []
 
 
-def test_an_archive_put_there_by_hand_that_is_another_is_refused_and_left_alone(mirror, folder):
+def test_a_wrong_archive_put_there_by_hand_is_refused_and_kept(mirror, folder):
     folder.mkdir()
     (folder / ARCHIVE).write_bytes(mirror.content[:-1])
     line = error_of(folder, mirror.url)
@@ -320,7 +320,7 @@ def test_without_a_network_one_line_names_the_ways_out(cifar, closed_url, folder
 
 
 @pytest.mark.parametrize("url", ["no-url", "http://no host/", "http://127.0.0.1:port/", Path(__file__).as_uri()])
-def test_an_address_that_is_none_is_one_line_too(folder, url):
+def test_an_invalid_address_is_one_line_too(folder, url):
     assert url in error_of(folder, url)
 
 

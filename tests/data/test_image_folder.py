@@ -58,7 +58,7 @@ def test_pictures_of_any_mode_become_rgb(image_folder, name, image, expected):
     )
 
 
-def test_a_picture_is_turned_as_its_exif_says(tmp_path):
+def test_a_picture_is_rotated_as_its_exif_orientation_says(tmp_path):
     pixels = np.zeros((16, 32, 3), np.uint8)
     pixels[:, :16, 0] = 255  # the left half is red
     exif = Image.Exif()
@@ -151,7 +151,7 @@ def encoded(image_format: str, **arguments) -> bytes:
         "ppm",
     ],
 )
-def test_what_is_wrong_with_an_image_folder_is_one_line_that_names_it(image_folder, damage):
+def test_an_error_in_an_image_folder_is_one_line_that_names_the_place(image_folder, damage):
     named = damage(image_folder)
     with pytest.raises(RunError) as caught:
         read_image_folder(image_folder, 8, cache=True)
@@ -161,7 +161,7 @@ def test_what_is_wrong_with_an_image_folder_is_one_line_that_names_it(image_fold
     assert not [*image_folder.glob(".*")]  # nothing was cached
 
 
-def test_a_picture_with_nonsense_in_its_exif_is_read_or_refused(tmp_path):
+def test_a_picture_with_invalid_exif_is_read_or_refused(tmp_path):
     orientation = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
     resolution_unit = struct.pack("<HHI4s", 0x0128, 2, 2, b"x")  # text in place of a number
     exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2) + orientation + resolution_unit + bytes(4)
@@ -225,7 +225,7 @@ def test_a_file_that_is_no_picture_by_its_name_is_ignored(image_folder, extensio
     assert len(read_image_folder(image_folder, 8, cache=False)["train_images"]) == 2
 
 
-def test_a_picture_of_unknown_range_is_refused_and_not_turned_black(tmp_path):
+def test_a_picture_of_unknown_range_is_refused(tmp_path):
     Image.fromarray(np.full((4, 4), 200, dtype=np.int32)).save(tmp_path / "deep.tif")
     with pytest.raises(RunError, match=r"deep\.tif.* 32 bits"):
         read_image(tmp_path / "deep.tif", 4)
