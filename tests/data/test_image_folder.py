@@ -105,6 +105,12 @@ def single_class(root: Path) -> str:
     return "single class grey"
 
 
+def link_to_nowhere(root: Path) -> Path:
+    path = root / "train" / "red" / "2.png"
+    path.symlink_to("nowhere.png")
+    return path
+
+
 def damaged(name: str, content: bytes):
     def damage(root: Path) -> Path:
         path = root / "train" / "red" / name
@@ -130,6 +136,7 @@ def encoded(image_format: str, **arguments) -> bytes:
         empty_class,
         no_class,
         single_class,
+        link_to_nowhere,
         damaged("text.jpg", b"no picture"),
         damaged("empty.png", b""),
         damaged("half.png", encoded("PNG")[:1000]),
@@ -143,6 +150,7 @@ def encoded(image_format: str, **arguments) -> bytes:
         "empty class",
         "no class",
         "single class",
+        "link",
         "text",
         "empty",
         "png",

@@ -19,7 +19,7 @@ from training.data.mix import Mixing
 from training.errors import RunError, UsageError, first_line
 
 EVAL_BATCH_SIZE = 128  # the same in training and in evaluate_vit.py, so that both compute the same bits
-DEFAULT_AUGMENTATION = Augmentation(crop_padding=4, horizontal_flip=True, policy="cifar10")  # the recipe's
+DEFAULT_AUGMENTATION = Augmentation(crop_padding=4, horizontal_flip=True, policy="cifar10")  # of the recipe
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,11 @@ class Dataset:
 
 
 def load_dataset(name: str, data_dir: str, img_size: int, data_url: str = "", cache: bool = True) -> Dataset:
-    """Read a dataset by its name in READERS. RunError for what is missing or can't be read."""
+    """Read a dataset, named as in READERS, at img_size x img_size pixels.
+
+    `data_url` is a mirror of CIFAR's official archive; `cache` keeps the decoded pictures of an image folder on disk.
+    RunError for what is missing or can't be read.
+    """
     dataset = READERS[name](Path(data_dir), img_size, data_url, cache)
     return replace(
         dataset,

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from training.errors import RunError, first_line
 from training.files import read_sealed, write_sealed
 
-CACHE_VERSION = 1  # raise it when the same file comes to other pixels
+CACHE_VERSION = 1  # raise it when a picture is decoded to other pixels than before
 EXTENSIONS = (  # Pillow also reads .pdf, .h5, .mpg and others that nobody means as pictures
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".jp2", ".j2k",
     ".ppm", ".pgm", ".pbm", ".pnm", ".tga",
@@ -95,7 +95,10 @@ def fingerprint(root: Path, samples: dict[str, list[tuple[str, int]]]) -> str:
     """A digest of the pictures' paths, labels, sizes and modification times."""
     digest = hashlib.sha256(f"version {CACHE_VERSION}".encode())
     for path, label in [pair for pairs in samples.values() for pair in pairs]:
-        status, name = os.stat(path), path.removeprefix(f"{root}{os.sep}")
+        try:
+            status, name = os.stat(path), path.removeprefix(f"{root}{os.sep}")
+        except OSError as error:  # a link to nowhere
+            raise RunError(f"can't read the image {path}: {error.strerror}") from None
         digest.update(f"{name} {label} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
