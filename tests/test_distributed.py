@@ -365,7 +365,7 @@ def test_processes_wait_for_a_download_or_a_decoding_that_takes_longer_than_torc
     change = f"""
 def load_slowly(*args):
     if rank == {slow}:
-        download.download({slow_url!r}, download.Path("archive"))
+        download.download_rest({slow_url!r}, download.Path("archive"))
     return load(*args)
 train.load_dataset = load_slowly
 """

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from training import checkpoint, console, distributed, history
-from training.data.loader import ImageLoader, save_contact_sheet
+from training.data.contact_sheet import save_contact_sheet
+from training.data.loader import ImageLoader
 from training.engine import EpochSums
 from training.errors import RunError
 from training.provenance import refuse_other_run, resume_command, warn_of_other_machine
