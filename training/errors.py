@@ -46,6 +46,8 @@ def exit_codes(advice: str = "") -> Iterator[None]:
     rank = int(os.environ.get("RANK", 0))  # of several processes that share the work, see training/distributed.py
     if rank:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 until the end
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # which the scripts choose while they import torch
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     previous = signal.signal(signal.SIGTERM, on_sigterm)
     try:
         try:
