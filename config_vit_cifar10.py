@@ -7,12 +7,14 @@ AutoAugment. A flag given beats the preset, and the preset beats the default in 
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal, Self
 
+DatasetName = Literal["cifar10", "cifar100", "digits", "image-folder"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """What every run has, whatever the model. Checked when it is made: a ValueError names the field."""
 
-    dataset: Literal["cifar10", "cifar100", "digits", "image-folder"] = "cifar10"
+    dataset: DatasetName = "cifar10"
     """images to learn; digits needs no download, image-folder reads DATA_DIR/{train,test}/<class>/*"""
     data_dir: str = "data"
     """folder the data is read from, and downloaded to"""
