@@ -205,7 +205,7 @@ def plot_class_differences(
 ) -> None:
     """The accuracy of both models on each class, joined by a line. Where the first leads most is on top."""
     pairs = sorted(zip(per_class, other, strict=True), key=lambda pair: pair[1]["accuracy"] - pair[0]["accuracy"])
-    title = "Accuracy by class; on top the first model leads most"
+    title = "Accuracy by class, sorted by the lead of the first model"
     if len(pairs) > NUM_BARS:
         title = f"Accuracy by class: the {NUM_BARS} of {len(pairs):,} that differ most"
         pairs = pairs[: NUM_BARS // 2] + pairs[-NUM_BARS // 2 :]
