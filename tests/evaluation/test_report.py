@@ -114,7 +114,7 @@ def test_figures_are_shown_with_how_to_read_them(nasty):
     [
         (
             "test",
-            "accuracy on these same test images.*slightly optimistic: it is the best of 2 epochs.*last epoch has 2.00 %",
+            "on these same test images.*slightly optimistic: it is the best of 2 epochs.*last epoch has 2.00 %",
         ),
         ("val", "chosen on held-out training images; the test images played no part"),
         (None, "is unknown whether the checkpoint was chosen on these images"),
