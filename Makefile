@@ -28,7 +28,7 @@ train: setup                     ## the real run: ViT-Tiny on CIFAR-10, many hou
 	$(RUN) train_vit_cifar10.py
 
 test: setup-dev                  ## all tests
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 faults: setup-dev                ## kill, truncate and fill the disk for long; writes results/faults.md
 	FAULT_KILLS=200 FAULT_TABLE=results/faults.md $(RUN) -m pytest tests/faults
