@@ -31,7 +31,7 @@ test: setup-dev                  ## all tests
 	$(RUN) -m pytest -n 2 --dist loadfile
 
 faults: setup-dev                ## kill, truncate and fill the disk for long; writes results/faults.md
-	FAULT_KILLS=200 FAULT_TABLE=results/faults.md $(RUN) -m pytest tests/faults
+	FAULT_KILLS=200 FAULT_TABLE=results/faults.md $(RUN) -m pytest -n 2 tests/faults
 
 lint: setup-dev                  ## style, format, types
 	$(VENV)/bin/ruff check .
