@@ -30,9 +30,9 @@ class Compiled:
         self.place, self.ranks = place, ranks
         self.flags = [*PICTURES, f"--batch-size={8 * ranks}", "--data-dir", str(pictures), "--compile"]
         self.flags += ["--num-epochs=2"]
-        # A user's own cache folder is not for tests, and one for all compiles each graph once.
-        cache = str(place.parent / "inductor")
+        cache = str(place.parent / "inductor")  # not the user's; one for all runs compiles each graph once
         self.env = {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8", "TORCHINDUCTOR_CACHE_DIR": cache}
+        self.env["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # more are processes that import torch, for seconds each
 
     @contextmanager
     def started(self, folder: Path, *flags: str, pause_at: int = 0) -> Iterator[Command]:
