@@ -80,7 +80,7 @@ def trying() -> Trying:
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """Add up what a worker of pytest-xdist has counted."""
-    for total, counts in zip((tried, survived), node.workeroutput.get("faults", ([], [])), strict=True):
+    for total, counts in zip((tried, survived), getattr(node, "workeroutput", {}).get("faults", ([], [])), strict=True):
         total[:] = [a + b for a, b in zip(total, counts or [0] * len(ROWS), strict=True)]
 
 
