@@ -1,4 +1,5 @@
-# Every target sets up what it needs. PYTHON=python3.12 make setup chooses another interpreter (3.11 or newer).
+# Every target sets up what it needs. `PYTHON=python3.12 make setup` uses another interpreter (3.11 or newer);
+# `PIP_EXTRA_INDEX_URL=... make setup` takes PyTorch's CPU build (docs/troubleshooting.md).
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -6,8 +7,8 @@ PIP := $(VENV)/bin/pip --disable-pip-version-check install --quiet --constraint 
 
 .PHONY: setup setup-dev demo train test faults lint bench clean
 
-setup: $(VENV)/.ready            ## a virtual environment with what the scripts need
-setup-dev: $(VENV)/.ready-dev    ## the same and what tests, lint and benchmarks need
+setup: $(VENV)/.ready            ## a virtual environment with the packages of the scripts
+setup-dev: $(VENV)/.ready-dev    ## also the packages of tests, lint and benchmarks
 
 $(VENV)/.ready: requirements.txt constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
@@ -20,7 +21,7 @@ $(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.txt
 	$(PIP) --requirement requirements-dev.txt
 	touch $@
 
-demo: setup                      ## train on scikit-learn's digits, evaluate, say where the report is
+demo: setup                      ## train on scikit-learn's digits, evaluate, name the report
 	$(RUN) train_vit_cifar10.py --preset demo --overwrite
 	$(RUN) evaluate_vit.py --checkpoint checkpoints/demo/best_model.pth
 
@@ -28,17 +29,17 @@ train: setup                     ## the real run: ViT-Tiny on CIFAR-10, many hou
 	$(RUN) train_vit_cifar10.py
 
 test: setup-dev                  ## all tests
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
-faults: setup-dev                ## kill, truncate and fill the disk for long; writes results/faults.md
-	FAULT_KILLS=200 FAULT_TABLE=results/faults.md $(RUN) -m pytest tests/faults
+faults: setup-dev                ## the long fault tests, 200 kills; writes results/faults.md
+	FAULT_KILLS=200 FAULT_TABLE=results/faults.md $(RUN) -m pytest -n 2 tests/faults
 
 lint: setup-dev                  ## style, format, types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
 
-bench: setup-dev                 ## speed of a training step and of augmentation, against the libraries'
+bench: setup-dev                 ## speed: training steps and augmentation against libraries, cost by size
 	$(RUN) benchmarks/throughput.py
 	$(RUN) benchmarks/cost.py
 	$(RUN) benchmarks/augment.py

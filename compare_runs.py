@@ -1,9 +1,15 @@
-"""Put several runs side by side: a table on the terminal, and their curves in one figure.
+"""Compare several runs: print a table, and draw their curves in one figure.
 
     python compare_runs.py checkpoints/vit_tiny_cifar10 checkpoints/resnet18_cifar10
 
-Takes the folders of train_vit_cifar10.py and train_resnet_cifar10.py, finished or still running.
+Takes the output folders of train_vit_cifar10.py and train_resnet_cifar10.py, also of runs that are still going on.
 """
+
+if __name__ == "__main__":  # Ctrl-C while torch is being imported ends the script without a traceback
+    import signal
+
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # not where it is ignored, as under nohup
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import json
 from dataclasses import dataclass
@@ -21,12 +27,12 @@ from training.files import create_folder
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Which runs, and where the figure goes."""
+    """Which runs to compare, and where to write the figure."""
 
     runs: tyro.conf.Positional[tuple[str, ...]]
-    """folders of runs"""
+    """output folders of the runs"""
     output: str = "checkpoints/comparison.png"
-    """file for the figure, a PNG"""
+    """PNG file for the figure"""
 
     def __post_init__(self):
         if Path(self.output).suffix != ".png":
@@ -34,12 +40,12 @@ class CompareConfig:
 
 
 def main(config: CompareConfig) -> None:
-    """Read the runs' histories, print the table, draw the figure."""
+    """Read the histories of the runs, print the table, draw the figure."""
     if not config.runs:
         raise UsageError("name at least one folder of a run, such as checkpoints/vit_tiny_cifar10")
     runs = [read_run(Path(folder)) for folder in config.runs]
     print_table(runs)
-    from training.plots import plot_comparison  # takes seconds to import: after what can fail
+    from training.plots import plot_comparison  # its import takes seconds: after what can fail
 
     create_folder(Path(config.output).parent)
     plot_comparison({run["name"]: run["history"] for run in runs}, Path(config.output))
@@ -47,7 +53,7 @@ def main(config: CompareConfig) -> None:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """What a run's folder says of it."""
+    """Read the name of the model and the history from a run's folder. RunError if they are missing or damaged."""
     records = history.read(folder / "training_history.json")
     if records is None:
         raise RunError(f"{folder} holds no run with a finished epoch: training_history.json is missing or damaged")
@@ -59,7 +65,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def print_table(runs: list[dict[str, Any]]) -> None:
-    """A line a run: best and last accuracy in percent, and what they cost."""
+    """Print a line for each run: its best and last accuracy in percent, its speed and its time."""
     width = max(len("run"), *(len(run["name"]) for run in runs))
     heading = f"{'run':<{width}}  {'model':<17}  epochs  best on     best  epoch    last  images/s        time"
     print(f"{heading}\n{'-' * len(heading)}")

@@ -1,67 +1,69 @@
-"""Show what a trained model does on the test images: figures, a table of the classes, evaluation.json and report.html.
+"""Evaluate a trained model on the test images: figures, a table of the classes, evaluation.json and report.html.
 
     python evaluate_vit.py                                    # the best model of the default run
     python evaluate_vit.py --checkpoint checkpoints/demo      # of another run; or name one of its .pth files
-    python evaluate_vit.py --compare checkpoints/resnet18_cifar10             # a second model, side by side
-    python evaluate_vit.py --flip                             # also: each image and its mirror image, averaged
-    python evaluate_vit.py --corruptions                      # also: noise, blur, brightness, JPEG, shift (15 passes)
+    python evaluate_vit.py --compare checkpoints/resnet18_cifar10             # and a second model, side by side
+    python evaluate_vit.py --flip                             # and each image averaged with its mirror image
+    python evaluate_vit.py --corruptions                      # and under noise, blur, brightness, JPEG, shift
     python evaluate_vit.py --skip attention patch_filters     # without these figures
-    python evaluate_vit.py --images cat.jpg dog.png           # pictures of your own: five likeliest classes, attention
+    python evaluate_vit.py --images cat.jpg dog.png           # classify your own pictures: top classes, attention
 
-The model is rebuilt from the checkpoint's own settings; nothing has to be said again. ViT-Tiny and
-CIFAR-10's 10,000 test images take about a minute on two cores.
+The checkpoint holds all settings of the model. ViT-Tiny on CIFAR-10's 10,000 test images takes about a minute on two
+cores.
 """
 
-from dataclasses import dataclass, replace
+if __name__ == "__main__":  # Ctrl-C while torch is being imported ends the script without a traceback
+    import signal
+
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # not where it is ignored, as under nohup
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-import torch
 import tyro
-from torch import Tensor, nn
 
-from evaluation import attention, metrics
-from evaluation.corruptions import CORRUPTIONS, corrupt
+from config_vit_cifar10 import DatasetName
+from evaluation import metrics
+from evaluation.classify import classify_files
+from evaluation.console import print_evaluation
+from evaluation.corruptions import evaluate_corrupted
 from evaluation.figures import FIGURES, Results, draw_figures
-from evaluation.trained import Trained
+from evaluation.trained import TrainedModel
 from resnet import ResNet18
-from training import checkpoint, history
+from training import history
 from training.cli import parse
 from training.data import Dataset, load_dataset
-from training.data.image_folder import read_image
 from training.device import select_device
-from training.errors import RunError, UsageError, exit_codes, first_line
+from training.errors import RunError, UsageError, exit_codes
 from training.files import create_folder
 from vit import VisionTransformer
 
 MODELS = {model.__name__: model for model in (VisionTransformer, ResNet18)}
-MAX_ROWS = 100  # classes in the terminal's table; the report has them all
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """What to evaluate, on what, and where to write it."""
+    """What to evaluate, on what, and where to write the results."""
 
     checkpoint: str = "checkpoints/vit_tiny_cifar10/best_model.pth"
     """file that train_vit_cifar10.py or train_resnet_cifar10.py wrote, or the folder of a run for its best model"""
     output_dir: str = ""
-    """folder for what is written; by default `evaluation` beside the checkpoint"""
-    dataset: Literal["", "cifar10", "cifar100", "digits", "image-folder"] = ""
-    """whose test images; by default the dataset that the checkpoint was trained on"""
+    """folder for the results; by default `evaluation` beside the checkpoint"""
+    dataset: DatasetName | Literal[""] = ""
+    """dataset of the test images; by default the one that the model was trained on"""
     data_dir: str = ""
-    """folder of the dataset; by default the one that the checkpoint was trained on"""
+    """folder of the dataset; by default the one that the model was trained on"""
     images: tuple[str, ...] = ()
-    """classify these pictures in place of the test images, and draw what the model looks at in them"""
+    """classify these pictures instead of the test images, and show where the model looks in them"""
     compare: str = ""
-    """folder of a second run, or one of its checkpoints, to hold beside the first on the same images"""
+    """checkpoint of a second model, or the folder of its run, to compare with the first on the same images"""
     flip: tyro.conf.FlagCreatePairsOff[bool] = False
-    """also average the probabilities of each image and its mirror image; reported apart, it takes a second pass"""
+    """also average the probabilities of each image and its mirror image; reported separately; a second pass"""
     corruptions: tyro.conf.FlagCreatePairsOff[bool] = False
-    """also evaluate under noise, blur, brightness, JPEG and shift at three strengths each; fifteen more passes"""
-    skip: tuple[str, ...] = ()
-    """figures to leave out: training_curves, confusion_matrix, per_class_accuracy, reliability, confidence,
-    predictions, mistakes, attention, position_embeddings, patch_filters, corruptions, comparison_curves,
-    comparison_classes or comparison_images"""
+    """also evaluate under noise, blur, brightness, JPEG and shift, at three strengths each; fifteen more passes"""
+    skip: Annotated[tuple[str, ...], tyro.conf.arg(help=f"figures to leave out, of: {', '.join(FIGURES)}")] = ()
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """where to compute; auto takes a GPU if there is one"""
 
@@ -69,28 +71,26 @@ class EvaluateConfig:
         for name in self.skip:
             if name not in FIGURES:
                 raise ValueError(f"skip must name figures ({', '.join(FIGURES)}), got {name!r}")
-        unused = [
-            name for name in ("dataset", "data_dir", "compare", "flip", "corruptions", "skip") if getattr(self, name)
-        ]
-        if self.images and unused:
-            raise ValueError(
-                f"images are classified in place of the test images: leave out --{unused[0].replace('_', '-')}"
-            )
+        if self.images:
+            for name in ("dataset", "data_dir", "compare", "flip", "corruptions", "skip"):
+                if getattr(self, name):
+                    flag = f"--{name.replace('_', '-')}"
+                    raise ValueError(f"--images replaces the test images, so {flag} has no use: leave out {flag}")
 
 
 def main(config: EvaluateConfig) -> None:
-    """From the checkpoint to the report."""
+    """Evaluate a checkpoint and write evaluation.json, the figures and report.html."""
     device = select_device(config.device)
-    subject = open_checkpoint(config.checkpoint, device)
+    subject = TrainedModel.load(config.checkpoint, MODELS, device)
     folder = Path(config.output_dir) if config.output_dir else subject.path.parent / "evaluation"
     if config.images:
         classify_files(subject, config.images, folder / "images")
         return
-    other = open_checkpoint(config.compare, device) if config.compare else None
-    dataset, trained_on_it = load_test_data(config, subject, subject)
+    other = TrainedModel.load(config.compare, MODELS, device) if config.compare else None
+    dataset, chosen_on = load_test_data(config, subject, subject)
+    other_dataset, other_chosen_on = load_test_data(config, subject, other) if other else (dataset, None)
     if config.flip and not dataset.mirrorable:
-        raise UsageError("--flip: in the mirror these images would be others, or none; leave it out")
-    other_dataset, other_trained_on_it = load_test_data(config, subject, other) if other else (dataset, False)
+        raise UsageError("--flip: the mirror images of this dataset would show something else; leave out --flip")
     create_folder(folder)
 
     labels, logits = dataset.test_labels, subject.predict(dataset)
@@ -98,26 +98,27 @@ def main(config: EvaluateConfig) -> None:
         **subject.describe(),
         "dataset": config.dataset or subject.saved["config"]["dataset"],
         "split": "test",
-        "chosen_on": subject.saved.get("chosen_on") if trained_on_it else None,
+        "chosen_on": chosen_on,
         **metrics.measure(logits, labels, subject.class_names),
     }
     if config.flip:
-        evaluation["flip"] = evaluate_flipped(subject, dataset, logits)
+        evaluation["flip"] = metrics.headline(subject.predict_with_flip(dataset, logits), labels)
     if config.corruptions:
         evaluation["corruptions"] = evaluate_corrupted(subject, dataset)
-    other_logits = other.predict(other_dataset) if other else None
-    if other and other_logits is not None:
+    other_logits = None
+    if other:
+        other_logits = other.predict(other_dataset)
         evaluation["comparison"] = {
             **other.describe(),
-            "chosen_on": other.saved.get("chosen_on") if other_trained_on_it else None,
+            "chosen_on": other_chosen_on,
             **metrics.measure(other_logits, labels, other.class_names),
             **metrics.compare(logits.argmax(dim=1), other_logits.argmax(dim=1), labels),
         }
-    print_table(evaluation)
+    print_evaluation(evaluation)
     history.write_json(folder / "evaluation.json", evaluation)
     results = Results(evaluation, dataset, subject, logits, other, other_logits)
     left_out = draw_figures(folder, results, config.skip)
-    from evaluation.report import write_report  # reads the figures just drawn
+    from evaluation.report import write_report  # its import takes seconds: after what can fail
 
     write_report(folder / "report.html", results, left_out)
     for name, reason in left_out.items():
@@ -126,136 +127,32 @@ def main(config: EvaluateConfig) -> None:
     print(f"\nReport: {folder / 'report.html'}")
 
 
-def open_checkpoint(name: str, device: torch.device) -> Trained:
-    """The model of a checkpoint file, or of the best one in a run's folder."""
-    path = Path(name)
-    if path.is_dir():
-        path = path / "best_model.pth"
-    saved = checkpoint.load(path)
-    return Trained(path, saved, rebuild_model(saved, path).to(device), device)
+def load_test_data(config: EvaluateConfig, subject: TrainedModel, model: TrainedModel) -> tuple[Dataset, str | None]:
+    """The images to evaluate `model` on, in its image size, and the split on which its epoch was chosen.
 
-
-def rebuild_model(saved: dict[str, Any], path: Path) -> nn.Module:
-    """The model that a checkpoint describes, with its weights."""
-    try:
-        model = MODELS[saved["model_name"]](**saved["model_args"])
-        model.load_state_dict(saved["model"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise RunError(f"{path} holds no model that can be rebuilt: {first_line(error)}") from None
-    return model.eval()
-
-
-def load_test_data(config: EvaluateConfig, subject: Trained, trained: Trained) -> tuple[Dataset, bool]:
-    """The images to evaluate on, in the size that `trained` takes, and whether they are of the data it was trained on.
-
-    They are what `config` says, or else what `subject` was trained on. RunError where their classes are others.
+    The images are those that `config` names, by default those of the dataset that `subject` was trained on. The split
+    is None if it is unknown or the images are not from the dataset that `model` was trained on. RunError if the
+    dataset has other classes than the model.
     """
-    settings = subject.saved["config"]
+    settings, own = subject.saved["config"], model.saved["config"]
     name = config.dataset or settings["dataset"]
     same = name == settings["dataset"]
     data_dir = config.data_dir or (settings["data_dir"] if same else "data")
     data_url = settings["data_url"] if same else ""
-    dataset = load_dataset(name, data_dir, trained.img_size, data_url, settings.get("cache", True))
-    if dataset.class_names != trained.class_names:
+    dataset = load_dataset(name, data_dir, model.img_size, data_url, settings.get("cache", True))
+    if dataset.class_names != model.class_names:
         raise RunError(
-            f"{trained.path} knows the classes {few(trained.class_names)}; {name} has {few(dataset.class_names)}"
+            f"{model.path} knows the classes {shorten(model.class_names)}; {name} has {shorten(dataset.class_names)}"
         )
-    own = trained.saved["config"]
-    its_own = name == own["dataset"]
+    trained_on_it = name == own["dataset"]
     if name == "image-folder":  # another folder holds other images
-        its_own = its_own and Path(data_dir).resolve() == Path(own["data_dir"]).resolve()
-    return dataset, its_own
+        trained_on_it = trained_on_it and Path(data_dir).resolve() == Path(own["data_dir"]).resolve()
+    return dataset, model.saved.get("chosen_on") if trained_on_it else None
 
 
-def few(names: list[str]) -> str:
-    """The names, or the first of many."""
+def shorten(names: list[str]) -> str:
+    """The names, at most 20 of them."""
     return ", ".join(names) if len(names) <= 20 else f"{', '.join(names[:20])} and {len(names) - 20} more"
-
-
-def evaluate_flipped(subject: Trained, dataset: Dataset, logits: Tensor) -> dict[str, Any]:
-    """The headline figures of the mean of the probabilities for each image and for its mirror image."""
-    mirrored = subject.predict(replace(dataset, test_images=dataset.test_images.flip(-1)), "mirrored test")
-    probabilities = (logits.double().softmax(dim=1) + mirrored.double().softmax(dim=1)) / 2
-    return metrics.headline(probabilities.clamp(min=1e-300).log(), dataset.test_labels)
-
-
-def evaluate_corrupted(subject: Trained, dataset: Dataset) -> dict[str, list[dict[str, float]]]:
-    """Strength, accuracy (percent) and loss (nats) under each corruption, weakest first."""
-    results: dict[str, list[dict[str, float]]] = {}
-    for name, (_, strengths, _) in CORRUPTIONS.items():
-        results[name] = []
-        for strength in strengths:
-            images = corrupt(dataset.test_images, name, strength)
-            logits = subject.predict(replace(dataset, test_images=images), f"{name} {strength:g} test")
-            figures = metrics.headline(logits, dataset.test_labels)
-            results[name].append({"strength": strength, **{key: figures[key] for key in ("accuracy", "loss")}})
-    return results
-
-
-def print_table(evaluation: dict[str, Any]) -> None:
-    """Overall and per-class accuracy, for the terminal."""
-    rows = evaluation["per_class"]
-    width = max(len("all images"), *(len(row["name"]) for row in rows))
-    if len(rows) > MAX_ROWS:
-        rows = sorted(rows, key=lambda row: row["accuracy"])[:MAX_ROWS]
-        print(f"\nThe {MAX_ROWS} classes of {len(evaluation['per_class']):,} with the lowest accuracy:")
-    print(f"\n{'class':<{width}}  images  correct  accuracy\n{'-' * (width + 27)}")
-    for row in rows:
-        print(f"{row['name']:<{width}}  {row['num_images']:>6}  {row['num_correct']:>7}  {row['accuracy']:>7.2f}%")
-    correct = sum(row["num_correct"] for row in evaluation["per_class"])
-    print("-" * (width + 27))
-    print(f"{'all images':<{width}}  {evaluation['num_images']:>6}  {correct:>7}  {evaluation['accuracy']:>7.2f}%")
-    low, high = evaluation["accuracy_interval"]
-    error = 100 * evaluation["calibration"]["expected_calibration_error"]
-    print(
-        f"\n95% interval {low:.2f} to {high:.2f}%; top 3 {evaluation['top3_accuracy']:.2f}%; "
-        f"expected calibration error {error:.2f}%"
-    )
-    print(f"Test loss {evaluation['loss']:.4f}; {evaluation['model_name']} of epoch {evaluation['epoch']}.")
-    if evaluation["chosen_on"] == "test":
-        print("That epoch was chosen on these same images, which flatters it a little: --val-size avoids this.")
-    print_options(evaluation)
-
-
-def print_options(evaluation: dict[str, Any]) -> None:
-    """What --flip, --corruptions and --compare found."""
-    if flip := evaluation.get("flip"):
-        print(f"Averaged with the mirror images: {flip['accuracy']:.2f}%, loss {flip['loss']:.4f}")
-    for name, results in evaluation.get("corruptions", {}).items():
-        accuracies = ", ".join(f"{row['accuracy']:.2f}% at {row['strength']:g}" for row in results)
-        print(f"Under {name}: {accuracies}")
-    if other := evaluation.get("comparison"):
-        low, high = other["difference_interval"]
-        print(
-            f"{other['checkpoint']} ({other['model_name']}): {other['accuracy']:.2f}%. The first is ahead by "
-            f"{other['difference']:+.2f} points (95% interval {low:+.2f} to {high:+.2f}); it alone gets "
-            f"{other['num_only_this_right']} images right, the other alone {other['num_only_other_right']}"
-        )
-
-
-def classify_files(subject: Trained, files: tuple[str, ...], folder: Path) -> None:
-    """Print the likeliest classes of picture files, of any size and mode; draw them, and what the model looks at."""
-    names = subject.class_names
-    images = torch.stack([read_image(file, subject.img_size) for file in files])
-    create_folder(folder)
-    from evaluation.attention_plots import plot_classified  # takes seconds to import: after what can fail
-
-    looks = attention.has_attention(subject.model)
-    top = subject(images).softmax(dim=1).topk(min(5, len(names)), dim=1)
-    drawn: set[str] = set()
-    for i, file in enumerate(files):
-        guesses = [(names[c], p) for p, c in zip(top.values[i].tolist(), top.indices[i].tolist(), strict=True)]
-        print(f"{file}: {', '.join(f'{name} {100 * chance:.1f}%' for name, chance in guesses)}")
-        maps = None
-        if looks:
-            rollout, heads = attention.class_token_attention(subject.model, subject.normalize(images[i : i + 1]))
-            maps = rollout[0], heads[0]
-        stem = Path(file).stem[:40]  # 40 letters of four bytes: a file system takes 255
-        stem = stem if stem not in drawn else f"{stem}_{i + 1}"
-        drawn.add(stem)
-        plot_classified(images[i], guesses, maps, folder / f"{stem}.png", Path(file).name)
-    what = "what the model looks at in them" if looks else f"no attention, {subject.saved['model_name']} has none"
-    print(f"Figures: {folder} ({what})")
 
 
 if __name__ == "__main__":

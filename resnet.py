@@ -1,7 +1,7 @@
-"""ResNet-18 for small images, written by hand: the convolutional network that the ViT is compared with.
+"""ResNet-18 for small images, written by hand: the convolutional network to compare the ViT with.
 
 "Deep Residual Learning for Image Recognition" (He et al., 2015, https://arxiv.org/abs/1512.03385) in its usual form for
-32x32 images: a 3x3 stem without pooling in place of the 7x7 one. Module names are torchvision's.
+32x32 images: the stem is a 3x3 convolution without pooling, not a 7x7 one. Module names are torchvision's.
 
     model = ResNet18()                                        # 11,173,962 parameters
     logits = model(torch.randn(2, 3, 32, 32))                 # (2, 10)
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions, added to their input, or to a 1x1 projection of it where the shape changes."""
+    """Two 3x3 convolutions and a shortcut: the input, or a 1x1 projection of it where the shape changes."""
 
     def __init__(self, in_planes: int, planes: int, stride: int):
         super().__init__()
@@ -48,14 +48,14 @@ class ResNet18(nn.Module):
         self.layer4 = self._stage(256, 512, stride=2)
         self.fc = nn.Linear(512, num_classes)
         self.init_weights()
-        self.to(memory_format=torch.channels_last)  # the order in which convolutions are fastest
+        self.to(memory_format=torch.channels_last)  # the fastest memory layout for convolutions
 
     @staticmethod
     def _stage(in_planes: int, planes: int, stride: int) -> nn.Sequential:
         return nn.Sequential(BasicBlock(in_planes, planes, stride), BasicBlock(planes, planes, 1))
 
     def init_weights(self) -> None:
-        """Normal with the variance that keeps a ReLU network's scale (He et al., 2015), as in torchvision."""
+        """Draw the convolutions' weights from He et al.'s (2015) normal distribution for ReLU, as torchvision does."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -35,7 +35,7 @@ from training.device import (
     select_compile,
     select_device,
     select_precision,
-)
+)  # fmt: skip
 from training.engine import evaluate, train_one_epoch
 from training.errors import exit_codes
 from training.optim import create_optimizer, create_scheduler

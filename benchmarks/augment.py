@@ -3,8 +3,8 @@
     python benchmarks/augment.py                              # tables, about a minute on one core
     python benchmarks/augment.py --json                       # the same as JSON
 
-All do crop with padding 4, horizontal flip and AutoAugment's CIFAR10 policy, on one thread, and take turns in rounds;
-the medians count. The images are random numbers.
+All pipelines crop with padding 4, flip, and apply AutoAugment's CIFAR10 policy, on one thread. They take turns, and the
+medians are reported. The images are random numbers.
 """
 
 import json
@@ -36,13 +36,13 @@ class BenchmarkConfig:
     """How to measure."""
 
     rounds: int = 5
-    """turns that are timed; one before them is not"""
+    """timed turns, after an untimed one"""
     json: bool = False
-    """print JSON in place of the tables"""
+    """print JSON instead of the tables"""
 
 
 def main(config: BenchmarkConfig) -> None:
-    """Time the pipelines in turn, then the operations, and print what came out."""
+    """Time the pipelines in turn, then the single operations, and print the rates."""
     torch.set_num_threads(1)
     images = torch.randint(256, (max(CHUNK_SIZES), 3, 32, 32), dtype=torch.uint8)
     size = chunk_size(images)
@@ -71,7 +71,7 @@ def main(config: BenchmarkConfig) -> None:
 
 
 def candidates(images: torch.Tensor) -> dict[str, tuple[int, Callable[[], object]]]:
-    """Name to the number of images that a call augments, and the call."""
+    """Each pipeline by its name: the number of images that a call augments, and the call."""
     draws = DEFAULT_AUGMENTATION.draw(42, 0, len(images))
     usual = [v2.RandomCrop(32, 4), v2.RandomHorizontalFlip(), v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)]
     per_image = v2.Compose(usual)
@@ -95,7 +95,7 @@ def candidates(images: torch.Tensor) -> dict[str, tuple[int, Callable[[], object
 
 
 def single_operations(images: torch.Tensor) -> dict[str, tuple[int, Callable[[], object]]]:
-    """The same for each of AutoAugment's operations, at a middle magnitude, on a chunk and on one tensor at a time."""
+    """Each of AutoAugment's operations at a middle magnitude, on a chunk and on one tensor at a time."""
     magnitudes = magnitude_table(10, images.shape[-1])
     middle = {name: values[len(values) // 2] for name, values in magnitudes.items() if name in OPERATIONS}
     few = list(images[:256])
@@ -107,7 +107,7 @@ def single_operations(images: torch.Tensor) -> dict[str, tuple[int, Callable[[],
 
 
 def median_rates(calls: dict[str, tuple[int, Callable[[], object]]], rounds: int) -> dict[str, float]:
-    """Images per second of each call: the median over rounds in which each has its turn."""
+    """Images per second of each call: the median over rounds in which the calls take turns."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for round_number in range(rounds + 1):
         for name, (_, call) in calls.items():

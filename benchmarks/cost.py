@@ -1,9 +1,9 @@
-"""What size costs: time of a training step against tokens, depth, width and batch, beside the arithmetic's own growth.
+"""What size costs: the time of a training step for other numbers of tokens, blocks, features and images.
 
     python benchmarks/cost.py                                 # results/cost_by_size.json and .png, four minutes
 
-Each point is ViT-Tiny with one thing changed. The dashed line is the time if it grew as the floating-point
-operations do, from ViT-Tiny itself. Run it with nothing else running.
+Each point is ViT-Tiny with one thing changed. The dashed line is ViT-Tiny's time, scaled by the number of
+floating-point operations. Run it with nothing else running.
 """
 
 import statistics
@@ -25,7 +25,7 @@ from training.history import write_json
 from training.provenance import count_flops
 from vit import VisionTransformer, create_vit_tiny_cifar10
 
-VARIED: dict[str, list[tuple[str, dict[str, int], int]]] = {  # axis: label, what is changed in the model, batch
+VARIED: dict[str, list[tuple[str, dict[str, int], int]]] = {  # axis: (label, changed model arguments, batch size)
     "tokens (patch 8, 4, 2)": [(str((32 // p) ** 2 + 1), {"patch_size": p}, 64) for p in (8, 4, 2)],
     "depth": [(str(depth), {"depth": depth}, 64) for depth in (3, 6, 12, 24)],
     "width": [(str(width), {"embed_dim": width}, 64) for width in (96, 192, 384)],
@@ -38,13 +38,13 @@ class CostConfig:
     """How to measure."""
 
     rounds: int = 5
-    """steps of each size that are timed; one before them is not"""
+    """timed steps of each size, after an untimed one"""
     output_dir: str = "results"
     """folder for cost_by_size.json and cost_by_size.png"""
 
 
 def main(config: CostConfig) -> None:
-    """Time every size in turn, write and draw what came out."""
+    """Time every size in turn, then write and draw the times."""
     device = select_device("auto")
     dtype, _ = select_precision("auto", device)
     points = [(axis, *point) for axis, sizes in VARIED.items() for point in sizes]

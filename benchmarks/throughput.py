@@ -1,14 +1,16 @@
-"""How fast a whole training step of ViT-Tiny is: this repository's against the libraries', in one run.
+"""How fast a training step of ViT-Tiny is: this repository's model against four libraries' models, in one run.
 
     python benchmarks/throughput.py                           # tables for fp32 and bf16, 20 minutes on two cores
-    python benchmarks/throughput.py --no-compiled             # the steps without torch.compile, which is sooner done
+    python benchmarks/throughput.py --no-compiled             # only the steps without torch.compile: shorter
     python benchmarks/throughput.py --json > throughput.json  # the same as JSON
 
-A step is forward, loss, backward and AdamW on a batch in memory; all have the same shape and dropout 0.1 in the same
-places, two libraries after a change to their model (below). The candidates take turns, steps and whole trainings too,
-so that a machine that gets slower or faster does so for all, and the median counts. Compiled candidates are
-torch.compile's, as it is by default. The ceiling is the step's matrix products alone, in bf16, each at the shape it has
-in the model. Run it with nothing else running; all candidates stay in memory beside the trainings.
+A step is forward, loss, backward and AdamW on a batch in memory. All models have the same shape, and dropout 0.1 in the
+same places; two libraries' models are changed for that (below). "Compiled" means torch.compile with its defaults.
+"Products alone" is an upper bound: only the matrix products of a step, each at the shape it has in the model.
+The last rows are whole trainings by command, data path included. bf16 is left out where the hardware does not have it.
+
+The candidates take turns, so that a change in the machine's speed meets all of them, and the medians are reported. Run
+it with nothing else running: all candidates stay in memory during the trainings.
 """
 
 import json
@@ -31,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository's root, whe
 
 from resnet import ResNet18
 from training.cli import parse
-from training.device import Compiled, autocast, select_device, why_no_compiling
+from training.device import Compiled, autocast, select_device, select_precision, why_no_compiling
 from training.errors import RunError, exit_codes
 from training.optim import create_optimizer
 from vit import create_vit_tiny_cifar10
@@ -49,15 +51,15 @@ class BenchmarkConfig:
     batch_size: int = 64
     """images a step"""
     turns: int = 3
-    """how often the steps and then the whole trainings are timed"""
+    """rounds of all steps and then all trainings"""
     rounds: int = 4
-    """steps of each candidate that are timed in a turn; two before them are not"""
+    """timed steps of each candidate in a turn, after two untimed ones"""
     epochs: int = 1
-    """epochs of each whole training that are timed in a turn, 23 steps each"""
+    """timed epochs of each training in a turn, 23 steps each, after an untimed one"""
     compiled: bool = True
-    """bare steps with torch.compile too, which takes half a minute a candidate"""
+    """time the steps with torch.compile too; compiling takes half a minute a candidate"""
     json: bool = False
-    """print JSON in place of the tables"""
+    """print JSON instead of the tables"""
 
     def __post_init__(self):
         for name in ("batch_size", "turns", "rounds", "epochs"):
@@ -87,7 +89,7 @@ def create_transformers() -> nn.Module:
     from transformers import ViTConfig, ViTForImageClassification
 
     class Logits(nn.Module):
-        """The model without the record that it wraps its logits in."""
+        """The model, returning its logits instead of transformers' output object."""
 
         def __init__(self, model: nn.Module):
             super().__init__()
@@ -101,9 +103,9 @@ def create_transformers() -> nn.Module:
         hidden_dropout_prob=DROPOUT, image_size=32, patch_size=4, num_labels=10,  # pyright: ignore[reportCallIssue]
     )  # fmt: skip
     model = ViTForImageClassification(config)
-    places = [name for name, _ in model.named_modules() if name.endswith(".activation_fn")]
-    assert len(places) == DEPTH
-    for name in places:  # it has no dropout inside its MLP
+    activations = [name for name, _ in model.named_modules() if name.endswith(".activation_fn")]
+    assert len(activations) == DEPTH
+    for name in activations:  # add the dropout inside the MLP, which this model lacks
         model.set_submodule(name, nn.Sequential(model.get_submodule(name), nn.Dropout(DROPOUT)))
     return Logits(model)
 
@@ -117,7 +119,7 @@ def create_vit_pytorch() -> nn.Module:
     )  # fmt: skip
     attentions = [module for module in model.modules() if hasattr(module, "attend")]
     assert len(attentions) == DEPTH
-    for attention in attentions:  # it has one dropout more, of the attention's weights
+    for attention in attentions:  # remove the dropout of the attention weights, which the others lack
         attention.dropout = nn.Identity()
     return model
 
@@ -130,18 +132,14 @@ PEERS = {
 }
 
 
-TRAINED, EVALUATED = 1437, 360  # images of the digits in an epoch
-WHOLE_TRAININGS = {
-    "1 process": ["--num-processes", "1", "--no-compile"],
-    "2 processes": ["--num-processes", "2", "--no-compile"],
-    "2 processes, compiled": ["--num-processes", "2", "--compile"],  # what a long run on a CPU does by itself
-}
+NUM_TRAIN, NUM_TEST = 1437, 360  # images of the digits
+TRAININGS = {"whole training": ["--no-compile"], "whole training compiled": ["--compile"]}  # name: flags
 
 
 def create_step(
     model: nn.Module, batch_size: int, dtype: torch.dtype, device: torch.device, *, ours: bool, compiled: bool = False
 ) -> Callable[[], None]:
-    """A function that does one training step; `ours` is with this repository's optimizer, else with torch's default."""
+    """A function that does one training step; `ours` uses this repository's optimizer, the others torch's AdamW."""
     model.to(device).train()
     if ours:
         optimizer = create_optimizer(model, "adamw", learning_rate=1e-3, weight_decay=0.05)
@@ -149,8 +147,9 @@ def create_step(
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     images = torch.randn(batch_size, 3, 32, 32, device=device)
     labels = torch.randint(10, (batch_size,), device=device)
-    compiling = (lambda: Compiled(model, batch_size, device)) if ours else (lambda: torch.compile(model))
-    step_model: Any = compiling() if compiled else model
+    step_model: Any = model
+    if compiled:
+        step_model = Compiled(model, batch_size, device) if ours else torch.compile(model)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -165,11 +164,11 @@ def create_step(
 
 
 def create_products(batch_size: int, dtype: torch.dtype, device: torch.device) -> Callable[[], None]:
-    """A function that does the matrix products of a step, forward and backward, and nothing else."""
+    """A function that computes only the matrix products of a step, forward and backward."""
     n = batch_size * TOKENS
     linear = [(n, WIDTH, 3 * WIDTH), (n, WIDTH, WIDTH), (n, WIDTH, HIDDEN), (n, HIDDEN, WIDTH)]
     pairs = []
-    for rows, inner, columns in linear:  # the product, and those for the gradients of its two factors
+    for rows, inner, columns in linear:  # the product, then the gradients of its two factors
         for shape in ((rows, inner, columns), (rows, columns, inner), (inner, rows, columns)):
             pairs.append(matrices((), *shape, dtype, device))
     heads = (batch_size * HEADS,)
@@ -190,12 +189,12 @@ def create_products(batch_size: int, dtype: torch.dtype, device: torch.device) -
 def matrices(
     batch: tuple[int, ...], rows: int, inner: int, columns: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Two factors for a product of (rows, inner) with (inner, columns)."""
+    """Two random factors, (*batch, rows, inner) and (*batch, inner, columns)."""
     return tuple(torch.randn(*batch, *shape, device=device).to(dtype) for shape in ((rows, inner), (inner, columns)))  # pyright: ignore
 
 
 def take_turns(candidates: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each step of each candidate."""
+    """Seconds of each timed step, by candidate; the candidates step in turn."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for round_number in range(rounds + 2):
         for name, step in candidates.items():
@@ -206,109 +205,120 @@ def take_turns(candidates: dict[str, Callable[[], None]], rounds: int) -> dict[s
     return seconds
 
 
-def spread(rates: list[float]) -> dict[str, float]:
-    """The median of some rates in images per second, and their ends."""
+def summarize(rates: list[float]) -> dict[str, float]:
+    """Median, lowest and highest of some rates in images per second."""
     return {"images_per_second": statistics.median(rates), "slowest": min(rates), "fastest": max(rates)}
 
 
 @dataclass
-class Trainings:
-    """What was measured of some whole trainings."""
+class TrainingTimes:
+    """What was measured of the trainings by one command."""
 
-    rates: list[float] = field(default_factory=list)  # images per second in each epoch
+    rates: list[float] = field(default_factory=list)  # images per second of each timed epoch
     evaluation_rates: list[float] = field(default_factory=list)
-    peak_memory: int = 0  # bytes, of all processes together
+    peak_memory: int = 0  # bytes
 
-    def figures(self) -> dict[str, float]:
+    def summarize(self) -> dict[str, float]:
         evaluated = statistics.median(self.evaluation_rates)
-        return {**spread(self.rates), "evaluated_per_second": evaluated, "peak_memory_mib": self.peak_memory / 2**20}
+        return {
+            **summarize(self.rates), "evaluated_per_second": evaluated, "peak_memory_mib": self.peak_memory / 2**20,
+        }  # fmt: skip
 
 
-def train_by_command(flags: list[str], epochs: int, measured: Trainings) -> None:
-    """Measure train_vit_cifar10.py with its defaults: its rate by epoch, that of its evaluation too, and its memory.
+def train_by_command(flags: list[str], epochs: int, times: TrainingTimes) -> None:
+    """Run train_vit_cifar10.py with its defaults and `flags`, and add its speed and memory to `times`.
 
-    Data path and all, on scikit-learn's digits at CIFAR's size, so that nothing has to be downloaded. The first epoch,
-    which also warms up and compiles, does not count.
+    It trains on scikit-learn's digits at CIFAR's size, so that nothing is downloaded. The first epoch, which also
+    warms up and compiles, is not counted.
     """
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "train_vit_cifar10.py", "--dataset", "digits", "--output-dir", folder, *flags]
-        length = ["--num-epochs", str(epochs + 1), "--warmup-epochs", "1"]
-        with subprocess.Popen([*command, *length], cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+        command += ["--num-epochs", str(epochs + 1), "--warmup-epochs", "1"]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
             while process.poll() is None:
-                measured.peak_memory = max(measured.peak_memory, resident_memory(process.pid))
+                times.peak_memory = max(times.peak_memory, resident_memory(process.pid))
                 time.sleep(2)
         if process.returncode:
             raise RunError(f"the training command failed: {shlex.join(command)}")
         history = json.loads((Path(folder) / "training_history.json").read_text())
     rates = history["images_per_second"][1:]
-    measured.rates += rates
+    times.rates += rates
     for epoch_time, rate in zip(history["epoch_time"][1:], rates, strict=True):
-        measured.evaluation_rates.append(EVALUATED / (epoch_time - TRAINED / rate))
+        times.evaluation_rates.append(NUM_TEST / (epoch_time - NUM_TRAIN / rate))
 
 
 def resident_memory(pid: int) -> int:
-    """Bytes that a process and its children hold, what they have in common counted once; 0 where no Linux tells."""
+    """Bytes that a process and its children hold. Shared memory counts once. 0 where there is no Linux /proc."""
     own, files = 0, 0
-    waiting = [pid]
-    while waiting:
-        folder = Path(f"/proc/{waiting.pop()}")
+    pids = [pid]
+    while pids:
+        folder = Path(f"/proc/{pids.pop()}")
         try:
-            waiting += [int(child) for child in (folder / "task" / folder.name / "children").read_text().split()]
+            pids += [int(child) for child in (folder / "task" / folder.name / "children").read_text().split()]
             status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
-            shares = (folder / "smaps_rollup").read_text().splitlines()[1:]  # a process's own, and its part of others'
-            held = {name: int(size.split()[0]) for name, size in (line.split(":", 1) for line in shares)}
-            own += held["Pss_Anon"] + held["Pss_Shmem"]
+            sizes = (folder / "smaps_rollup").read_text().splitlines()[1:]
+            kib = {name: int(size.split()[0]) for name, size in (line.split(":", 1) for line in sizes)}
+            own += kib["Pss_Anon"] + kib["Pss_Shmem"]  # Pss: a page that n processes share counts 1/n in each
             files = max(files, int(status["RssFile"].split()[0]))
-        except (OSError, KeyError):  # it has just ended, or there is no such file here
+        except (OSError, KeyError):  # the process has just ended, or this is not Linux
             continue
     return 1024 * (own + files)
 
 
 def main(config: BenchmarkConfig) -> None:
-    """Time every candidate in turn, and print what came out."""
+    """Time every candidate in turn, and print the rates and their ratios."""
     device = select_device("auto")
+    best_dtype, _ = select_precision("auto", device)
+    precisions = {name: dtype for name, dtype in PRECISIONS.items() if dtype in (torch.float32, best_dtype)}
     candidates: dict[str, Callable[[], None]] = {}
     for compiled in (False, True) if config.compiled else (False,):
-        for precision, dtype in PRECISIONS.items():
+        for precision, dtype in precisions.items():
             for name, create in {**PEERS, "ours": create_vit_tiny_cifar10}.items():
                 label = f"{name} {precision}{' compiled' if compiled else ''}"
                 candidates[label] = create_step(
                     create(), config.batch_size, dtype, device, ours=name == "ours", compiled=compiled
                 )
-    for precision, dtype in PRECISIONS.items():
+    for precision, dtype in precisions.items():
         candidates[f"products alone {precision}"] = create_products(config.batch_size, dtype, device)
     plain = ResNet18().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     candidates["ResNet-18 plain fp32"] = create_step(plain, config.batch_size, torch.float32, device, ours=False)
-    candidates["ResNet-18 ours bf16"] = create_step(ResNet18(), config.batch_size, torch.bfloat16, device, ours=True)
-    commands = WHOLE_TRAININGS
-    if why_no_compiling(device):
-        commands = {name: flags for name, flags in commands.items() if "--compile" not in flags}
+    candidates["ResNet-18 ours"] = create_step(ResNet18(), config.batch_size, best_dtype, device, ours=True)
+    can_compile = not why_no_compiling(device)
+    commands = {name: flags for name, flags in TRAININGS.items() if can_compile or "--compile" not in flags}
 
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    trainings = {name: Trainings() for name in commands}
+    trainings = {name: TrainingTimes() for name in commands}
     for _ in range(config.turns):
         for name, times in take_turns(candidates, config.rounds).items():
             seconds[name] += times
         for name, flags in commands.items():
             train_by_command(flags, config.epochs, trainings[name])
-    rows = {name: spread([config.batch_size / time for time in times]) for name, times in seconds.items()}
-    rows |= {f"ours, whole training, {name}": measured.figures() for name, measured in trainings.items()}
+    rows = {name: summarize([config.batch_size / time for time in times]) for name, times in seconds.items()}
+    rows |= {f"ours {name}": times.summarize() for name, times in trainings.items()}
     about = {"device": str(device), "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
     report = {**about, **vars(config), "images_per_second": rows, "ratios": ratios(rows)}
     print(json.dumps(report, indent=2) if config.json else table(report))
 
 
 def ratios(rows: dict[str, dict[str, float]]) -> dict[str, float]:
-    """What the issue is: how many times the peers, and which share of what the products alone would allow."""
+    """The like-for-like ratios first (eager against eager), then what compiling adds, then the whole trainings."""
     rate = {name: row["images_per_second"] for name, row in rows.items()}
-    best_peer = max((name for name in rate if name.split()[0] in PEERS), key=rate.__getitem__)
-    ours = max(rate[name] for name in rate if name.startswith("ours, whole training"))
-    return {
-        f"whole training over the best peer's bare step ({best_peer})": ours / rate[best_peer],
-        "whole training over timm's step in fp32": ours / rate["timm fp32"],
-        "whole training over the products alone in bf16": ours / rate["products alone bf16"],
-        "ResNet-18, bf16 and channels last over plain fp32": rate["ResNet-18 ours bf16"] / rate["ResNet-18 plain fp32"],
-    }
+    result: dict[str, float] = {}
+    precisions = [precision for precision in ("bf16", "fp32") if f"ours {precision}" in rate]
+    for precision in precisions:
+        best = max((f"{peer} {precision}" for peer in PEERS), key=rate.__getitem__)
+        result[f"step, eager: ours {precision} over the best peer ({best})"] = rate[f"ours {precision}"] / rate[best]
+    for precision in precisions:
+        if (compiled := f"ours {precision} compiled") in rate:
+            result[f"step, {precision}: ours compiled over ours eager"] = rate[compiled] / rate[f"ours {precision}"]
+    best = max((name for name in rate if name.split()[0] in PEERS), key=rate.__getitem__)
+    for training in (name for name in rate if name.startswith("ours whole training")):
+        result[f"{training} over the best peer's step ({best})"] = rate[training] / rate[best]
+        result[f"{training} over the products alone in {precisions[0]}"] = (
+            rate[training] / rate[f"products alone {precisions[0]}"]
+        )
+    result["ResNet-18: ours, channels last, over plain fp32"] = rate["ResNet-18 ours"] / rate["ResNet-18 plain fp32"]
+    return result
 
 
 def table(report: dict[str, Any]) -> str:
@@ -316,7 +326,7 @@ def table(report: dict[str, Any]) -> str:
     lines = [
         f"Batch {report['batch_size']}, dropout {DROPOUT}, {report['device']}, {report['threads']} threads, "
         f"torch {report['torch']}\n",
-        "| training step of | images/s (median) | slowest to fastest |\n|---|---|---|",
+        "| training step | images/s (median) | slowest to fastest |\n|---|---|---|",
     ]
     for name, row in report["images_per_second"].items():
         lines.append(f"| {name} | {row['images_per_second']:.1f} | {row['slowest']:.1f} to {row['fastest']:.1f} |")

@@ -1,7 +1,7 @@
-"""What a Vision Transformer looks at: its attention weights, in fp32, and what they come to over all blocks.
+"""What a Vision Transformer looks at: the attention weights of its blocks, in fp32, and their rollout.
 
-The model computes its attention by what is fastest, and keeps no weights. Here they are computed again, from what each
-block's attention is given (the output of its `norm1`) and the block's own query and key weights.
+The model's fused attention does not keep the weights. They are computed again here, from the input of each block's
+attention (the output of `norm1`) and the block's own query and key weights.
 
 Shapes: B images, N tokens (the class token is token 0), D embedding dimension, H heads, L blocks, S = sqrt(N - 1)
 patches along a side.
@@ -21,7 +21,7 @@ def has_attention(model: nn.Module) -> bool:
 
 @torch.inference_mode()
 def attention_inputs(model: Any, images: Tensor) -> list[Tensor]:
-    """What the attention of each block is given for normalized images (B, C, height, width): L tensors (B, N, D)."""
+    """The input of each block's attention for normalized images (B, C, height, width): L tensors (B, N, D)."""
     inputs: list[Tensor] = []
     hooks = [block.norm1.register_forward_hook(lambda _, __, x: inputs.append(x.float())) for block in model.blocks]
     try:
@@ -34,18 +34,18 @@ def attention_inputs(model: Any, images: Tensor) -> list[Tensor]:
 
 @torch.inference_mode()
 def attention_weights(attention: Any, x: Tensor) -> Tensor:
-    """A block's attention weights (B, H, N, N) for its input (B, N, D): a row for each token that looks, of sum 1."""
+    """The attention weights (B, H, N, N) of a block for its input (B, N, D): a row for each query token, with sum 1."""
     qkv = attention.qkv(x)  # (B, N, 3 * D)
     q, k, _ = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, N, D/H) each
     return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
 
 
 def rollout(layers: Iterable[Tensor]) -> Tensor:
-    """Attention rollout of the blocks' weights (B, H, N, N), first block first: Abnar and Zuidema, 2020.
+    """Attention rollout (B, N, N) from the weights (B, H, N, N) of all blocks, first block first.
 
-    The heads' mean, half of it replaced by the identity for the residual connection, multiplied from the first block to
-    the last (https://arxiv.org/abs/2005.00928). Returns (B, N, N): how much of each token's last value comes from each
-    token of the input, in rows of sum 1.
+    Each block counts with the mean of its heads' weights and the identity (its residual connection), in equal parts;
+    the rollout is the product over the blocks (Abnar and Zuidema, 2020, https://arxiv.org/abs/2005.00928). It says how
+    much of each output token comes from each input token, in rows with sum 1.
     """
     flow = None
     for weights in layers:
@@ -60,8 +60,8 @@ def rollout(layers: Iterable[Tensor]) -> Tensor:
 def class_token_attention(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     """Where the class token looks, for normalized images (B, C, height, width).
 
-    Returns the rollout (B, S, S) over all blocks, and the last block's heads (B, H, S, S), both over the patches alone
-    and as they lie in the image: what the class token pays to itself is left out, so a map's sum is below 1.
+    Returns the rollout (B, S, S) over all blocks and the heads (B, H, S, S) of the last block, laid out as the patches
+    are in the image. The class token's attention to itself is left out, so a map's sum is below 1.
     """
     rolled, heads = [], []
     for image in images.split(1):  # one by one: with 3,000 tokens a block's weights take 100 MB an image
@@ -72,15 +72,15 @@ def class_token_attention(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def as_grid(patches: Tensor) -> Tensor:
-    """Numbers of the patches (..., S * S), counted row by row, to (..., S, S)."""
+    """Reshape one number a patch, row by row (..., S * S), to (..., S, S)."""
     side = round(patches.shape[-1] ** 0.5)
     return patches.unflatten(-1, (side, side))
 
 
 def position_similarity(model: Any) -> Tensor:
-    """Cosine similarity of the patches' position embeddings: (S, S, S, S), a map over the patches for each patch.
+    """Cosine similarity of the patches' position embeddings (S, S, S, S): for each patch, a map over all patches.
 
-    Figure 7 of the ViT paper (https://arxiv.org/abs/2010.11929).
+    As in figure 7 of the ViT paper (https://arxiv.org/abs/2010.11929).
     """
     embeddings = nn.functional.normalize(model.pos_embed.detach().float().cpu()[0, 1:], dim=1)  # (S * S, D)
     maps = as_grid(embeddings @ embeddings.T)  # (S * S, S, S)

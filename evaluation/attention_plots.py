@@ -1,4 +1,4 @@
-"""Figures of a Vision Transformer's inside: where it looks, what its positions and its patches have become."""
+"""Figures of what a Vision Transformer has learned: attention maps, position embeddings, patch filters."""
 
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,13 @@ from training.plots import picture_grid, save_figure, short
 NUM_HEADS = 4  # heads of the last block that are shown
 NUM_FILTERS = 28  # as in figure 7 of the ViT paper
 NUM_POSITIONS = 16  # patches along a side whose similarities are shown
-COLOURS = plt.get_cmap("inferno")  # its lightness grows with the value: it reads in black and white
+COLOURS = plt.get_cmap("inferno")  # gets lighter as the value grows, so it reads in black and white too
 
 
 def overlay(image: Tensor, attention: Tensor, size: int = 160) -> np.ndarray:
-    """A map (S, S) over the patches of a uint8 image (3, H, H): RGB in 0..1, enlarged to `size` pixels or a bit more.
+    """Lay an attention map (S, S) over a uint8 image (3, H, H): RGB in 0..1, at least `size` pixels wide.
 
-    The brighter the more attention; the map's largest value is the brightest colour. The image shows through in grey.
+    Brighter patches get more attention; the map's largest value has the brightest colour. The image is shown in grey.
     """
     side = image.shape[-1]
     scale = -(-size // side)
@@ -32,8 +32,8 @@ def overlay(image: Tensor, attention: Tensor, size: int = 160) -> np.ndarray:
 
 
 def plot_attention(images: Tensor, captions: list[str], rollout: Tensor, heads: Tensor, path: Path) -> None:
-    """A row for each uint8 image (n, 3, H, H): itself, rollout (n, S, S), and heads of the last block (n, *, S, S)."""
-    title = "Where the class token looks: the brighter the more"
+    """A row for each uint8 image (n, 3, H, H): image, rollout (n, S, S), heads of the last block (n, heads, S, S)."""
+    title = "Where the class token looks (brighter is more)"
     figure, grid = picture_grid(len(images), 2 + min(NUM_HEADS, heads.shape[1]), tile=1.7, caption=0.38, title=title)
     for i, (row, image, caption) in enumerate(zip(grid, images, captions, strict=True)):
         draw_image(row[0], image.permute(1, 2, 0).numpy(), caption)
@@ -44,19 +44,19 @@ def plot_attention(images: Tensor, captions: list[str], rollout: Tensor, heads: 
 def plot_classified(
     image: Tensor, top: list[tuple[str, float]], maps: tuple[Tensor, Tensor] | None, path: Path, title: str
 ) -> None:
-    """A picture as the model sees it, uint8 (3, H, H), its likeliest classes, rollout and heads if it has them."""
+    """A picture as the model sees it, uint8 (3, H, H), its top classes, and rollout and heads where there are any."""
     num_maps = 1 + min(NUM_HEADS, len(maps[1])) if maps else 0
     figure, row = plt.subplots(
         1, 2 + num_maps, figsize=(2.1 * num_maps + 5.4, 2.7), width_ratios=[1, 1.4] + [1] * num_maps,
         layout="constrained",
     )  # fmt: skip
     draw_image(row[0], image.permute(1, 2, 0).numpy(), "as the model sees it")
-    bars = row[1].barh(range(len(top)), [100 * chance for _, chance in top], color="C0")
+    bars = row[1].barh(range(len(top)), [100 * probability for _, probability in top], color="C0")
     row[1].bar_label(bars, fmt="%.1f %%", padding=3, fontsize=9)
     row[1].set_yticks(range(len(top)), [short(name, 18) for name, _ in top], fontsize=9)
     row[1].invert_yaxis()
     row[1].set(xlim=(0, 135), xticks=[])
-    row[1].set_title("likeliest classes", fontsize=9.5)
+    row[1].set_title("top classes", fontsize=9.5)
     row[1].spines[:].set_visible(False)
     row[1].grid(visible=False)
     if maps:
@@ -66,7 +66,7 @@ def plot_classified(
 
 
 def draw_maps(row: np.ndarray, image: Tensor, rollout: Tensor, heads: Tensor, titled: bool = True) -> None:
-    """An image under its rollout (S, S) and the first of its heads (heads, S, S), side by side."""
+    """The image under its rollout (S, S), and under each of its heads (heads, S, S), as far as the row reaches."""
     titles = ["rollout, all blocks", *(f"last block, head {i + 1}" for i in range(len(heads)))]
     for axes, attention, title in zip(row, [rollout, *heads], titles, strict=False):
         draw_image(axes, overlay(image, attention), title if titled else "")
@@ -79,7 +79,7 @@ def draw_image(axes: Axes, pixels: np.ndarray, title: str) -> None:
 
 
 def plot_position_embeddings(similarity: Tensor, path: Path) -> None:
-    """A small map for each patch (S, S, S, S): the cosine similarity of its position embedding with every other's."""
+    """A small map for each patch (S, S, S, S): the cosine similarity of its position embedding to all others."""
     side = len(similarity)
     shown = np.unique(np.linspace(0, side - 1, min(side, NUM_POSITIONS)).round().astype(int))
     gap = max(1, side // 8)
@@ -96,17 +96,17 @@ def plot_position_embeddings(similarity: Tensor, path: Path) -> None:
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.set(title="Similarity of the position embeddings", xlabel="column of the patch", ylabel="row of the patch")
-    figure.colorbar(picture, label="cosine similarity with the embedding at each place", shrink=0.85)
+    figure.colorbar(picture, label="cosine similarity to the embedding of each patch", shrink=0.85)
     save_figure(figure, path)
 
 
 def plot_patch_filters(model: Any, path: Path) -> None:
-    """The principal components of the patch embedding's filters, as RGB, with their share of the variance."""
+    """The principal components of the patch embedding's filters, as RGB, each with its share of the variance."""
     weights = model.patch_embed.proj.weight.detach().float().cpu()  # (D, 3, P, P)
     flat = weights.flatten(1).numpy()
     pca = PCA(min(NUM_FILTERS, *flat.shape), svd_solver="full").fit(flat)
     components, shares = np.asarray(pca.components_), np.asarray(pca.explained_variance_ratio_)
-    title = "Patch filters: their principal components and the share of each"
+    title = "Principal components of the patch filters, with their share of the variance"
     figure, grid = picture_grid(-(-len(components) // 7), 7, tile=1.2, caption=0.25, title=title)
     for axes, component, share in zip(grid.flat, components, shares, strict=False):
         component = component.reshape(weights.shape[1:]).transpose(1, 2, 0)  # (P, P, 3)

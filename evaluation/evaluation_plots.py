@@ -1,4 +1,4 @@
-"""Figures of an evaluation: what a model gets right, where it fails, how sure it is, and how it does beside another."""
+"""Figures of an evaluation: which images are right and wrong, how confident the model is, how two models compare."""
 
 import itertools
 from pathlib import Path
@@ -12,21 +12,21 @@ from torch import Tensor
 
 from training.plots import picture_grid, save_figure, short
 
-WRONG = "#b3261e"  # red, never alone: there is a ✗ or a hatch beside it
-NUM_NAMED = 100  # classes whose names fit beside a square of them
-NUM_BARS = 40  # classes that have a bar each; of more, the best and the worst
+WRONG = "#b3261e"  # red; a ✗ says the same without colour
+NUM_NAMED = 100  # classes whose names still fit along an axis
+NUM_BARS = 40  # classes that fit as bars; of more, the best and the worst are shown
 
 
 def plot_confusion_matrix(matrix: np.ndarray, class_names: list[str], path: Path) -> None:
-    """Rows are true classes, columns predictions; colours and percentages are shares of the row, integers images."""
+    """A row for each true class, a column for each predicted one. Colours and percentages are shares of the row."""
     share = 100 * matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
     title, number = "Confusion matrix", len(class_names)
-    if number > NUM_NAMED:  # a cell would be smaller than a pixel
+    if number > NUM_NAMED:  # the cells would be smaller than pixels
         mistakes = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * matrix.diagonal()
         chosen = np.sort(np.argsort(-mistakes, kind="stable")[:NUM_BARS])
         matrix, share = matrix[np.ix_(chosen, chosen)], share[np.ix_(chosen, chosen)]
         class_names = [class_names[i] for i in chosen]
-        title = f"Confusion matrix of the {NUM_BARS} classes with most mistakes, of {number:,}"
+        title = f"Confusion matrix of the {NUM_BARS} classes with most mistakes (of {number:,})"
     few = len(class_names) <= 20
     size = min(16.0, max(5.0, (0.66 if few else 0.25) * len(class_names) + 2.5))
     label_size = 11 if few else 9 if len(class_names) <= NUM_BARS else 6
@@ -53,7 +53,7 @@ def plot_per_class_accuracy(per_class: list[dict[str, Any]], accuracy: float, pa
         title += f": the {NUM_BARS // 2} best and the {NUM_BARS // 2} worst of {len(ordered):,} classes"
         ordered = ordered[: NUM_BARS // 2] + ordered[-NUM_BARS // 2 :]
     figure, axes = plt.subplots(figsize=(8, max(3.0, 0.32 * len(ordered) + 1.2)))
-    places = range(len(ordered))  # not the names: two that are shortened may look the same
+    places = range(len(ordered))  # not the names: two of them may be shortened to the same
     bars = axes.barh(places, [row["accuracy"] for row in ordered], color="C0")
     axes.set_yticks(places, [short(row["name"], 32) for row in ordered])
     axes.bar_label(bars, fmt="%.1f", padding=4, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
@@ -70,13 +70,13 @@ def plot_per_class_accuracy(per_class: list[dict[str, Any]], accuracy: float, pa
 def plot_predictions(
     images: Tensor, labels: Tensor, probabilities: Tensor, class_names: list[str], path: Path, title: str
 ) -> None:
-    """A grid of uint8 images (n, 3, H, W) with predicted class and probability; mistakes also name the truth."""
+    """A grid of uint8 images (n, 3, H, W) with predicted class and probability; mistakes also name the true class."""
     captions, right = caption(labels, probabilities, class_names)
     plot_images(images, captions, right, path, title)
 
 
 def caption(labels: Tensor, probabilities: Tensor, class_names: list[str]) -> tuple[list[str], list[bool]]:
-    """What is written above each image: answer, probability, and for a mistake the truth; and whether it is right."""
+    """The text above each image (predicted class, probability, true class of a mistake), and whether it is right."""
     captions, right = [], []
     for label, row in zip(labels.tolist(), probabilities, strict=True):
         guess = int(row.argmax())
@@ -90,23 +90,23 @@ def plot_two_models(
     images: Tensor, labels: Tensor, probabilities: list[Tensor], class_names: list[str], names: tuple[str, str],
     path: Path,
 ) -> None:  # fmt: skip
-    """Images (n, 3, H, W) with both models' answers, one under the other."""
+    """A grid of uint8 images (n, 3, H, W), each with the predictions of both models."""
     answers = []
-    for mark, chances in zip("AB", probabilities, strict=True):
-        guesses = chances.argmax(dim=1)
+    for letter, of_model in zip("AB", probabilities, strict=True):
+        guesses = of_model.argmax(dim=1)
         answers.append(
             [
-                f"{mark} {'✓' if guess == label else '✗'} {short(class_names[guess], 12)}: {100 * row[guess]:.0f} %"
-                for guess, label, row in zip(guesses.tolist(), labels.tolist(), chances, strict=True)
+                f"{letter} {'✓' if guess == label else '✗'} {short(class_names[guess], 12)}: {100 * row[guess]:.0f} %"
+                for guess, label, row in zip(guesses.tolist(), labels.tolist(), of_model, strict=True)
             ]
         )
     captions = ["\n".join(pair) for pair in zip(*answers, strict=True)]
-    title = f"Right in one of two models only\nA: {short(names[0], 70)}\nB: {short(names[1], 70)}"
+    title = f"Images that only one of two models gets right\nA: {short(names[0], 70)}\nB: {short(names[1], 70)}"
     plot_images(images, captions, [True] * len(images), path, title)
 
 
 def plot_images(images: Tensor, captions: list[str], right: list[bool], path: Path, title: str) -> None:
-    """A grid of uint8 images (n, 3, H, W) under their captions, those that are not right in bold red."""
+    """A grid of uint8 images (n, 3, H, W) under their captions; the captions of wrong answers are bold and red."""
     columns = min(8, max(4, len(images)))
     figure, grid = picture_grid(-(-len(images) // columns), columns, tile=1.6, caption=0.38, title=title)
     for axes, image, caption, good in zip(grid.flat, images, captions, right, strict=False):
@@ -118,7 +118,7 @@ def plot_images(images: Tensor, captions: list[str], right: list[bool], path: Pa
 
 
 def plot_reliability(calibration: dict[str, Any], path: Path) -> None:
-    """Accuracy of the answers in each bin of confidence against the diagonal, above the number of images in it."""
+    """Accuracy in each bin of confidence, compared with the diagonal; below it, the number of images in each bin."""
     bins = [row for row in calibration["bins"] if row["num_images"]]
     width = calibration["bins"][0]["high"] - calibration["bins"][0]["low"]
     left = np.array([row["low"] for row in bins])
@@ -130,30 +130,24 @@ def plot_reliability(calibration: dict[str, Any], path: Path) -> None:
     axes.plot(
         [row["confidence"] for row in bins], accuracy, "o", color="black", markersize=4, label="at the mean confidence"
     )
-    axes.plot([0, 1], [0, 1], "--", color="black", linewidth=1.2, label="as sure as it should be")
+    axes.plot([0, 1], [0, 1], "--", color="black", linewidth=1.2, label="perfect calibration")
     error = 100 * calibration["expected_calibration_error"]
-    axes.set(title=f"Reliability: expected calibration error {error:.1f} %", ylabel="share that is right", ylim=(0, 1))
+    axes.set(title=f"Reliability: expected calibration error {error:.1f} %", ylabel="accuracy", ylim=(0, 1))
     axes.legend(loc="upper left", fontsize=9)
     count_axes.bar(left, [row["num_images"] for row in bins], width, align="edge", color="0.5", edgecolor="white")
-    count_axes.set(xlabel="confidence: the answer's probability", ylabel="images", xlim=(0, 1))
+    count_axes.set(xlabel="confidence (probability of the predicted class)", ylabel="images", xlim=(0, 1))
     save_figure(figure, path)
 
 
 def plot_confidence(per_class: list[dict[str, Any]], path: Path) -> None:
-    """How sure the answers for each true class are, right ones and wrong ones apart."""
+    """A histogram of confidence for each true class, right and wrong predictions in different colours."""
     if len(per_class) > 20:
         plot_confidence_of_many(per_class, path)
         return
     columns = min(5, len(per_class))
     rows = -(-len(per_class) // columns)
-    figure, grid = plt.subplots(
-        rows,
-        columns,
-        figsize=(max(6.0, 2.1 * columns + 1), 1.75 * rows + 1.2),
-        sharex=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    size = (max(6.0, 2.1 * columns + 1), 1.75 * rows + 1.2)
+    figure, grid = plt.subplots(rows, columns, figsize=size, sharex=True, squeeze=False, layout="constrained")
     for axes in grid.flat[len(per_class) :]:
         axes.axis("off")
     for axes, row in zip(grid.flat, per_class, strict=False):
@@ -167,14 +161,14 @@ def plot_confidence(per_class: list[dict[str, Any]], path: Path) -> None:
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.tick_params(labelsize=8)
     figure.suptitle("Confidence by true class")
-    figure.supxlabel("the answer's probability", fontsize=11)
+    figure.supxlabel("confidence", fontsize=11)
     figure.supylabel("images", fontsize=11)
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower right", ncols=2, fontsize=9)
     save_figure(figure, path)
 
 
 def plot_confidence_of_many(per_class: list[dict[str, Any]], path: Path) -> None:
-    """A row for each class, surest first, with the share of its images in each bin of confidence."""
+    """The same for many classes: a row for each, most confident first, with the share of its images in each bin."""
     counts = np.array([np.sum(list(row["confidence_histogram"].values()), axis=0) for row in per_class], float)
     shares = 100 * counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     order = np.argsort(-(shares @ np.arange(shares.shape[1])), kind="stable")
@@ -189,14 +183,14 @@ def plot_confidence_of_many(per_class: list[dict[str, Any]], path: Path) -> None
     axes.tick_params(axis="y", rotation=0, labelsize=6)
     axes.tick_params(axis="x", rotation=45, labelsize=9)
     axes.set(
-        title="Confidence by true class, the surest first", xlabel="the answer's probability",
+        title="Confidence by true class, most confident first", xlabel="confidence",
         ylabel="class" if named else f"{len(per_class):,} classes",
     )  # fmt: skip
     save_figure(figure, path)
 
 
 def plot_corruptions(corruptions: dict[str, list[dict[str, float]]], accuracy: float, path: Path) -> None:
-    """Accuracy over the strength of each corruption, from the plain images on."""
+    """Accuracy against the strength of each corruption, beginning with the plain images."""
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     for (name, results), marker, line in zip(corruptions.items(), "osD^v", ("-", "--", "-.", ":", "-"), strict=True):
         axes.plot([accuracy, *(row["accuracy"] for row in results)], marker=marker, linestyle=line, label=name)
@@ -209,11 +203,11 @@ def plot_corruptions(corruptions: dict[str, list[dict[str, float]]], accuracy: f
 def plot_class_differences(
     per_class: list[dict[str, Any]], other: list[dict[str, Any]], names: tuple[str, str], path: Path
 ) -> None:
-    """Both models' accuracy for each class, joined by a line; where the first is furthest ahead comes first."""
+    """The accuracy of both models on each class, joined by a line. Where the first leads most is on top."""
     pairs = sorted(zip(per_class, other, strict=True), key=lambda pair: pair[1]["accuracy"] - pair[0]["accuracy"])
-    title = "Accuracy by class, where the first is furthest ahead on top"
+    title = "Accuracy by class, sorted by the lead of the first model"
     if len(pairs) > NUM_BARS:
-        title = f"Accuracy by class: the {NUM_BARS} that differ most of {len(pairs):,}"
+        title = f"Accuracy by class: the {NUM_BARS} of {len(pairs):,} that differ most"
         pairs = pairs[: NUM_BARS // 2] + pairs[-NUM_BARS // 2 :]
     figure, axes = plt.subplots(figsize=(8, max(3.0, 0.32 * len(pairs) + 1.8)), layout="constrained")
     places = range(len(pairs))

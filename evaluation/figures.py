@@ -1,4 +1,4 @@
-"""The figures an evaluation can have: their names, which are those of the files, how to read each, and drawing them."""
+"""All figures of an evaluation by name: how to read each, which ones can be drawn, and drawing them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,97 +11,97 @@ import torch
 from torch import Tensor
 
 from evaluation import attention, mistakes
-from evaluation.trained import Trained
+from evaluation.trained import TrainedModel
 from training.data import Dataset
 
-FIGURES = {  # name: heading, how to read it
+FIGURES = {  # name, which is also that of the file: heading, how to read the figure
     "training_curves": (
         "Training",
-        "Loss should fall and accuracy rise on both splits; where the solid lines get worse while the dashed ones get "
-        "better, the model has begun to learn the training images by heart. Augmentation makes the training images the "
-        "harder ones, so the dashed lines are often the worse.",
+        "Loss should fall and accuracy rise on both splits. Where the solid lines get worse while the dashed ones get "
+        "better, the model overfits. Augmentation makes the training images harder, so the dashed lines are often the "
+        "worse ones.",
     ),
     "confusion_matrix": (
         "Confusion matrix",
-        "A row holds the images of one class, a column what the model took them for; the diagonal is right. A cell "
-        "says how many images it holds and which share of its row they are.",
+        "Each row is a true class, each column a predicted one; the diagonal is correct. A cell gives the number of "
+        "images and their share of the row.",
     ),
     "per_class_accuracy": (
         "Accuracy by class",
-        "Of each class's images, the share that the model recognized; the dashed line is the share over all of them.",
+        "The share of each class's images that the model classified correctly; the dashed line is the share of all "
+        "images.",
     ),
     "reliability": (
-        "How sure, and how right",
-        "Each bar holds the answers of one range of confidence: where bars end below the diagonal the model is surer "
-        "than it should be, above it less sure. The expected calibration error is their mean distance from it, "
-        "weighted by their images.",
+        "Reliability",
+        "Each bar is the accuracy of the predictions in one range of confidence, the probability of the predicted "
+        "class. Below the diagonal the model is overconfident, above it underconfident. The expected calibration error "
+        "is the mean distance from the diagonal, weighted by the number of images.",
     ),
     "confidence": (
         "Confidence by class",
-        "How sure the model was of its answers for the images of each class; a good model has its wrong answers on the "
-        "left, where it is unsure.",
+        "How confident the model is on the images of each class. A good model has its wrong predictions on the left, "
+        "where confidence is low.",
     ),
     "predictions": (
         "Predictions",
-        "Images drawn at random, with the model's answer and its probability; mistakes are red, marked ✗, and name the "
-        "truth.",
+        "Test images chosen at random, with the predicted class and its probability. Mistakes are red, marked ✗, and "
+        "name the true class.",
     ),
     "mistakes": (
-        "The surest mistakes",
-        "The wrong answers that the model was surest of: look for wrong labels, for images that could be both, and for "
-        "what they have in common.",
+        "Most confident mistakes",
+        "The wrong predictions with the highest probability. Look for wrong labels, ambiguous images, and what the "
+        "mistakes have in common.",
     ),
     "attention": (
         "Attention",
-        "Which patches the class token's answer draws on: rollout follows the attention through all blocks, the others "
-        "show single heads of the last block. Bright patches get the most; each map has a scale of its own.",
+        "Which patches the class token looks at. Rollout follows the attention through all blocks; the other maps show "
+        "single heads of the last block. Bright patches get the most attention; each map has its own scale.",
     ),
     "position_embeddings": (
         "Position embeddings",
-        "One small map for each patch: how similar its learned position is to every other's. Bright spots that wander "
-        "with the patch, with its row and column, show that the model has learned where its patches lie.",
+        "One small map for each patch: how similar its position embedding is to all others. Where the bright spot "
+        "follows the patch's row and column, the model has learned where its patches are.",
     ),
     "patch_filters": (
         "Patch filters",
-        "The principal components of the learned patch embedding, with their share of the variance: in a well trained "
-        "model the first ones are flat colours and edges, in an untrained one all are noise.",
+        "The principal components of the learned patch embedding, with their share of the variance. In a well trained "
+        "model the first ones are plain colours and edges; in an untrained one all are noise.",
     ),
     "corruptions": (
         "Robustness",
-        "Accuracy on the same images made noisier, blurred, brighter, compressed or shifted; the flatter a line, the "
-        "less the model minds. These figures stand beside the headline and change nothing in it.",
+        "Accuracy on the same images made noisier, blurred, brighter, compressed or shifted. The flatter a line, the "
+        "more robust the model. The accuracy at the top of the page is that of the plain images.",
     ),
     "comparison_curves": (
         "Both runs",
-        "The monitored loss and accuracy of both runs over their epochs, and their accuracy over the time they took.",
+        "Loss and accuracy of both runs against the epoch, and accuracy against the training time.",
     ),
     "comparison_classes": (
         "Both models by class",
-        "A line joins the two models' accuracy on a class; the longer it is, the more they differ.",
+        "A line joins the two models' accuracy on a class: the longer it is, the more they differ.",
     ),
     "comparison_images": (
         "Images that only one model gets right",
-        "First images that only the first model (A) recognizes, then those that only the second (B) does: of each the "
-        "ones that it was surest of.",
+        "First images that only model A gets right, then images that only model B gets right; most confident first.",
     ),
 }
-NUM_PREDICTIONS = 32  # images in the grid, drawn with a fixed seed
-NUM_MISTAKES = 24  # in the gallery
-NUM_LOOKS = 5  # images whose attention is shown
-NUM_ONLY_ONE = 8  # images that only one of two models gets right, for each of them
+NUM_PREDICTIONS = 32  # images in predictions.png, chosen with a fixed seed
+NUM_MISTAKES = 24  # images in mistakes.png
+NUM_EXAMPLES = 5  # images in attention.png
+NUM_ONLY_ONE = 8  # images in comparison_images.png that only one of the models gets right, for each model
 
-Drawing = Callable[[Path], object]  # draws a figure to that file
+DrawFigure = Callable[[Path], object]  # draws a figure to a file
 
 
 @dataclass(frozen=True)
 class Results:
-    """What an evaluation found: evaluation.json's content, and the logits (n, num_classes) of one or two models."""
+    """What an evaluation found: the content of evaluation.json and the logits (n, num_classes) of one or two models."""
 
     evaluation: dict[str, Any]
     dataset: Dataset
-    subject: Trained
+    subject: TrainedModel
     logits: Tensor
-    other: Trained | None = None
+    other: TrainedModel | None = None
     other_logits: Tensor | None = None
 
     @property
@@ -110,47 +110,59 @@ class Results:
 
     @cached_property
     def probabilities(self) -> Tensor:
-        return self.logits.double().softmax(dim=1)  # in double, so that logits that differ do not become equal
+        return self.logits.double().softmax(dim=1)  # in double: in single precision, unlike logits may become equal
 
 
 def draw_figures(folder: Path, results: Results, skip: tuple[str, ...]) -> dict[str, str]:
-    """Draw what there is of FIGURES, but for those to skip, as "<name>.png"; those of an evaluation before are removed.
+    """Draw the FIGURES as "<name>.png", except those to skip. Remove what an earlier evaluation drew of the others.
 
-    Returns why each of the others is left out, by its name; what belongs to an option that was not given is no figure.
+    Returns the figures that are left out, each with the reason. Figures of options that were not given don't count.
     """
-    ways = prepare(results)
-    left_out = {name: way for name, way in ways.items() if isinstance(way, str)}
+    prepared = prepare(results)
+    left_out = {name: reason for name, reason in prepared.items() if isinstance(reason, str)}
+    belongs_to_run = drawn_by_training(folder)
+    if belongs_to_run and folder.resolve() != results.subject.path.parent.resolve():
+        left_out |= dict.fromkeys(belongs_to_run, "the folder holds another run and its own figure")
     left_out |= dict.fromkeys(skip, "left out by --skip")
     for name in FIGURES:
-        path, way = folder / f"{name}.png", ways.get(name)
-        if way is None or isinstance(way, str) or name in left_out:
+        path, draw = folder / f"{name}.png", prepared.get(name)
+        if name in belongs_to_run:
+            continue
+        if draw is None or isinstance(draw, str) or name in left_out:
             path.unlink(missing_ok=True)
         else:
-            way(path)
+            draw(path)
     return {name: left_out[name] for name in FIGURES if name in left_out}
 
 
-def prepare(results: Results) -> dict[str, Drawing | str]:
-    """A way to draw each figure, or the reason why it can't be."""
-    from evaluation import evaluation_plots  # here, because it takes seconds: after what can fail
+def drawn_by_training(folder: Path) -> set[str]:
+    """The FIGURES in a folder that a training run drew there: the evaluator leaves them alone."""
+    is_run = any((folder / name).exists() for name in ("config.json", "training_history.json"))
+    return {"training_curves"} if is_run and (folder / "training_curves.png").exists() else set()
+
+
+def prepare(results: Results) -> dict[str, DrawFigure | str]:
+    """A function that draws each figure, or the reason why it can't be drawn."""
+    from evaluation import evaluation_plots  # its import takes seconds: after what can fail
     from training import plots
 
     evaluation, dataset, subject = results.evaluation, results.dataset, results.subject
     names = dataset.class_names
 
-    def draw_images(index: Tensor, title: str) -> Drawing:
+    def draw_images(index: Tensor, title: str) -> DrawFigure:
         return lambda path: evaluation_plots.plot_predictions(
             dataset.test_images[index], results.labels[index], results.probabilities[index], names, path, title
         )
 
     some = torch.randperm(len(results.labels), generator=torch.Generator().manual_seed(0))[:NUM_PREDICTIONS]
-    wrong = mistakes.surest(results.probabilities, results.logits.argmax(dim=1) != results.labels)[:NUM_MISTAKES]
+    is_wrong = results.logits.argmax(dim=1) != results.labels
+    wrong = mistakes.most_confident(results.probabilities, is_wrong)[:NUM_MISTAKES]
     title = f"{evaluation['model_name']} on {evaluation['dataset']}"
-    ways: dict[str, Drawing | str] = {
+    prepared: dict[str, DrawFigure | str] = {
         "training_curves": (
             partial(plots.plot_training_curves, subject.records, title=title)
             if subject.records
-            else "the run has no finished epoch, or its history is gone"
+            else "the run has no finished epoch, or its history is missing"
         ),
         "confusion_matrix": partial(
             evaluation_plots.plot_confusion_matrix, np.array(evaluation["confusion_matrix"]), names
@@ -160,27 +172,27 @@ def prepare(results: Results) -> dict[str, Drawing | str]:
         ),
         "reliability": partial(evaluation_plots.plot_reliability, evaluation["calibration"]),
         "confidence": partial(evaluation_plots.plot_confidence, evaluation["per_class"]),
-        "predictions": draw_images(some, "Predictions on images drawn at random"),
-        "mistakes": draw_images(wrong, "The surest mistakes") if len(wrong) else "there is no mistake to show",
+        "predictions": draw_images(some, "Predictions on images chosen at random"),
+        "mistakes": draw_images(wrong, "Most confident mistakes") if len(wrong) else "the model makes no mistake",
     }
     if "corruptions" in evaluation:
-        ways["corruptions"] = partial(
+        prepared["corruptions"] = partial(
             evaluation_plots.plot_corruptions, evaluation["corruptions"], evaluation["accuracy"]
         )
-    return ways | prepare_inside(results) | prepare_comparison(results)
+    return prepared | prepare_inside(results) | prepare_comparison(results)
 
 
-def prepare_inside(results: Results) -> dict[str, Drawing | str]:
-    """The same for the figures of the model's inside."""
+def prepare_inside(results: Results) -> dict[str, DrawFigure | str]:
+    """The same for the figures of what a Vision Transformer has learned."""
     from evaluation import attention_plots, evaluation_plots
 
     model, dataset = results.subject.model, results.dataset
     if not attention.has_attention(model):
-        reason = f"{results.evaluation['model_name']} has no patches, positions and attention"
+        reason = f"{results.evaluation['model_name']} is not a Vision Transformer"
         return dict.fromkeys(("attention", "position_embeddings", "patch_filters"), reason)
 
     def draw_attention(path: Path) -> None:
-        index = mistakes.to_look_into(results.probabilities, results.labels, NUM_LOOKS)
+        index = mistakes.pick_examples(results.probabilities, results.labels, NUM_EXAMPLES)
         images, labels, probabilities = dataset.test_images[index], results.labels[index], results.probabilities[index]
         captions, _ = evaluation_plots.caption(labels, probabilities, dataset.class_names)
         maps = attention.class_token_attention(model, results.subject.normalize(images))
@@ -193,8 +205,8 @@ def prepare_inside(results: Results) -> dict[str, Drawing | str]:
     }
 
 
-def prepare_comparison(results: Results) -> dict[str, Drawing | str]:
-    """The same for the figures that hold two models side by side."""
+def prepare_comparison(results: Results) -> dict[str, DrawFigure | str]:
+    """The same for the figures that compare two models."""
     subject, other = results.subject, results.other
     if other is None or results.other_logits is None:
         return {}
@@ -203,14 +215,15 @@ def prepare_comparison(results: Results) -> dict[str, Drawing | str]:
 
     evaluation, dataset, labels = results.evaluation, results.dataset, results.labels
     names = (subject.title, other.title)
-    chances = (results.probabilities, results.other_logits.double().softmax(dim=1))
-    right = [chance.argmax(dim=1) == labels for chance in chances]
-    index = torch.cat([mistakes.surest(chances[i], right[i] & ~right[1 - i])[:NUM_ONLY_ONE] for i in (0, 1)])
+    probabilities = (results.probabilities, results.other_logits.double().softmax(dim=1))
+    right = [of_model.argmax(dim=1) == labels for of_model in probabilities]
+    only_one = [mistakes.most_confident(probabilities[i], right[i] & ~right[1 - i]) for i in (0, 1)]
+    index = torch.cat([images[:NUM_ONLY_ONE] for images in only_one])
     histories = {trained.title: trained.records for trained in (subject, other) if trained.records}
     same_run = subject.path.parent.resolve() == other.path.parent.resolve()
     return {
         "comparison_curves": (
-            "both models are of the same run"
+            "both models are from the same run"
             if same_run
             else partial(plots.plot_comparison, histories)
             if len(histories) == 2
@@ -223,7 +236,7 @@ def prepare_comparison(results: Results) -> dict[str, Drawing | str]:
         "comparison_images": (
             partial(
                 evaluation_plots.plot_two_models, dataset.test_images[index], labels[index],
-                [chance[index] for chance in chances], dataset.class_names, names,
+                [of_model[index] for of_model in probabilities], dataset.class_names, names,
             )
             if len(index)
             else "both models get the same images right"

@@ -1,7 +1,6 @@
-"""What logits and labels come to: accuracy and its interval, scores of each class, calibration, confusions.
+"""The numbers of evaluation.json: accuracy and its interval, scores of each class, calibration, confusions.
 
-`measure` makes the numbers of evaluation.json. Accuracies and their intervals are in percent, losses in nats, all else
-is a share in 0..1 or a number of images.
+Accuracies and their intervals are in percent, losses in nats; everything else is a share in 0..1 or a number of images.
 """
 
 from typing import Any
@@ -12,22 +11,22 @@ import torch.nn.functional as F
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor
 
-Z_95 = 1.959964  # of the normal distribution, the 97.5 % quantile
-NUM_BINS = 15  # of confidence, equally wide, as in Guo et al., 2017 (https://arxiv.org/abs/1706.04599)
-HISTOGRAM_BINS = 10  # of confidence, for a class, which has fewer images
+Z_95 = 1.959964  # the 97.5 % quantile of the normal distribution
+NUM_BINS = 15  # equal bins of confidence, as in Guo et al., 2017 (https://arxiv.org/abs/1706.04599)
+HISTOGRAM_BINS = 10  # the same for a single class, which has fewer images
 NUM_CONFUSIONS = 20  # pairs of classes that are listed
 
 
 def measure(logits: Tensor, labels: Tensor, class_names: list[str]) -> dict[str, Any]:
     """All metrics of logits (n, num_classes) in fp32 against labels (n,), as plain values.
 
-    accuracy, accuracy_interval    share of the images whose likeliest class is the true one, and its 95 % interval
-    top3_accuracy                  share whose true class is among the three likeliest
-    loss                           mean negative log-likelihood of the true class, which is the cross-entropy
+    accuracy, accuracy_interval    share of the images whose top class is the true one, and its 95 % interval
+    top3_accuracy                  share whose true class is among the top three
+    loss                           mean cross-entropy
     num_images
     per_class                      a list: name, num_images, num_correct, accuracy, precision, recall, f1, and
-                                   confidence_histogram, the class's images that were recognized and that were not,
-                                   by the answer's probability, in HISTOGRAM_BINS equal bins of 0..1
+                                   confidence_histogram: the numbers of correct and of wrong predictions for images of
+                                   the class, by confidence, in HISTOGRAM_BINS equal bins of 0..1
     confusion_matrix               a row for each true class, a column for each predicted one
     calibration                    see `calibration`
     most_confused                  see `most_confused`
@@ -43,7 +42,7 @@ def measure(logits: Tensor, labels: Tensor, class_names: list[str]) -> dict[str,
             "name": name,
             "num_images": int(support[i]),
             "num_correct": int(matrix[i, i]),
-            "accuracy": 100 * float(recall[i]),  # of a class's images, the share that is recognized: its recall
+            "accuracy": 100 * float(recall[i]),  # within one class, accuracy and recall are the same share
             "precision": float(precision[i]),
             "recall": float(recall[i]),
             "f1": float(f1[i]),
@@ -65,8 +64,8 @@ def measure(logits: Tensor, labels: Tensor, class_names: list[str]) -> dict[str,
 
 
 def headline(logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """accuracy, accuracy_interval, top3_accuracy and loss, as in `measure`; logits may be log-probabilities."""
-    order = logits.argsort(dim=1, descending=True, stable=True)  # of equals the first, as argmax has it
+    """accuracy, accuracy_interval, top3_accuracy and loss, as in `measure`. Log-probabilities will do as logits."""
+    order = logits.argsort(dim=1, descending=True, stable=True)  # of equal logits the first counts, as in argmax
     correct = order[:, :3] == labels[:, None]
     num_correct = int(correct[:, 0].sum())
     return {
@@ -78,33 +77,34 @@ def headline(logits: Tensor, labels: Tensor) -> dict[str, Any]:
 
 
 def wilson_interval(num_correct: int, num_images: int) -> tuple[float, float]:
-    """The 95 % score interval of a share (Wilson, 1927, https://doi.org/10.1080/01621459.1927.10502953), in 0..1.
+    """The 95 % score interval of a share, in 0..1 (Wilson, 1927, https://doi.org/10.1080/01621459.1927.10502953).
 
-    It speaks of other images drawn as these were, for this one model: another seed may differ by more.
+    It covers the choice of the test images only. Training again with another seed may change the accuracy by more.
     """
     share, z2 = num_correct / num_images, Z_95**2
     centre = share + z2 / (2 * num_images)
     half = Z_95 * ((share * (1 - share) + z2 / (4 * num_images)) / num_images) ** 0.5
     low, high = ((centre + sign * half) / (1 + z2 / num_images) for sign in (-1, 1))
-    return max(0.0, low), min(1.0, high)  # rounding
+    return max(0.0, low), min(1.0, high)  # rounding may lead outside
 
 
 def bin_of(confidence: Tensor, num_bins: int) -> Tensor:
-    """Which of `num_bins` equal bins of (0, 1] each number is in; a bin holds its upper edge, as in Guo et al."""
+    """The index of each number among `num_bins` equal bins of 0..1. The upper edge is in the bin, as in Guo et al."""
     edges = torch.linspace(0, 1, num_bins + 1, dtype=confidence.dtype)[1:-1]
     return torch.bucketize(confidence, edges)
 
 
 def histogram(confidence: Tensor) -> list[int]:
+    """How many of the numbers are in each of HISTOGRAM_BINS equal bins of 0..1."""
     return torch.bincount(bin_of(confidence, HISTOGRAM_BINS), minlength=HISTOGRAM_BINS).tolist()
 
 
 def calibration(confidence: Tensor, correct: Tensor) -> dict[str, Any]:
-    """How far the probabilities of the answers (n,) are those of being right (n,): Guo et al., 2017.
+    """How well confidence (n,) predicts which answers are correct (n,): Guo et al., 2017.
 
-    expected_calibration_error is the mean distance between a bin's confidence and its accuracy, weighted by its images.
-    `bins` has for each of NUM_BINS equal bins: low, high, num_images, and the means confidence and accuracy (0..1; null
-    in an empty bin).
+    expected_calibration_error is the mean distance between the confidence and the accuracy of a bin, weighted by the
+    number of its images. `bins` lists NUM_BINS equal bins: low, high, num_images, and the mean confidence and accuracy
+    in 0..1 (None in an empty bin).
     """
     bins = []
     index = bin_of(confidence, NUM_BINS)
@@ -129,9 +129,9 @@ def calibration(confidence: Tensor, correct: Tensor) -> dict[str, Any]:
 
 
 def most_confused(matrix: np.ndarray, class_names: list[str]) -> list[dict[str, Any]]:
-    """The pairs (true, predicted) with most mistakes, most first: true, predicted, num_images, share of the true class.
+    """The NUM_CONFUSIONS pairs of classes with the most mistakes: true, predicted, num_images, share of the true class.
 
-    At most NUM_CONFUSIONS, and none without a mistake.
+    Pairs without a mistake are left out. `matrix` has a row for each true class, a column for each predicted one.
     """
     mistakes = matrix * (1 - np.eye(len(matrix), dtype=matrix.dtype))
     order = np.argsort(-mistakes, axis=None, kind="stable")[:NUM_CONFUSIONS]
@@ -149,10 +149,11 @@ def most_confused(matrix: np.ndarray, class_names: list[str]) -> list[dict[str, 
 
 
 def compare(predicted: Tensor, other_predicted: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Two models' answers (n,) on the same images: how many each alone gets right, and the difference in accuracy.
+    """Compare the predictions (n,) of two models on the same images.
 
-    difference is in percent points, the first model's accuracy less the other's; difference_interval is its 95 %
-    interval for paired answers (Wald's: Agresti, Categorical Data Analysis, "comparing dependent proportions").
+    Counts the images that both, one or none of the models get right. `difference` is the accuracy of the first minus
+    that of the other, in percentage points; difference_interval is its 95 % interval for paired predictions (Wald's:
+    Agresti, Categorical Data Analysis, "comparing dependent proportions").
     """
     right, other_right = predicted == labels, other_predicted == labels
     counts = {

@@ -1,37 +1,43 @@
-"""Which images are worth showing: the surest mistakes, some of every kind, and some that are right."""
+"""Which images to show: the most confident mistakes, one of each kind first, and some right answers."""
 
 from collections import Counter
 
 import torch
 from torch import Tensor
 
-NUM_WRONG_LOOKS = 2  # mistakes among the images whose attention is shown
+NUM_WRONG = 2  # mistakes among the examples
 
 
-def surest(probabilities: Tensor, chosen: Tensor) -> Tensor:
-    """Indices of the images where `chosen` (n,) is true, those with the likeliest answer (n, num_classes) first."""
+def most_confident(probabilities: Tensor, chosen: Tensor) -> Tensor:
+    """Indices of the images where `chosen` (n,) is true, in falling order of their highest probability.
+
+    `probabilities` is (n, num_classes).
+    """
     order = probabilities.amax(dim=1).argsort(descending=True, stable=True)
     return order[chosen[order]]
 
 
-def of_every_kind(probabilities: Tensor, labels: Tensor, limit: int) -> Tensor:
-    """Indices of at most `limit` mistakes, surest first; the surest of every (true, predicted) come before the next."""
+def varied_mistakes(probabilities: Tensor, labels: Tensor, limit: int) -> Tensor:
+    """Indices of at most `limit` mistakes, most confident first.
+
+    Where there are more, each pair (true class, predicted class) gets its first image before any gets its second.
+    """
     predicted = probabilities.argmax(dim=1)
-    order = surest(probabilities, predicted != labels)
+    order = most_confident(probabilities, predicted != labels)
     count: Counter[tuple[int, int]] = Counter()
-    turns = []  # how many of its kind are surer
-    for kind in zip(labels[order].tolist(), predicted[order].tolist(), strict=True):
-        turns.append(count[kind])
-        count[kind] += 1
-    kept = torch.tensor(turns, dtype=torch.long).argsort(stable=True)[:limit].sort().values
+    ranks = []  # of each mistake among those of its pair of classes
+    for pair in zip(labels[order].tolist(), predicted[order].tolist(), strict=True):
+        ranks.append(count[pair])
+        count[pair] += 1
+    kept = torch.tensor(ranks, dtype=torch.long).argsort(stable=True)[:limit].sort().values
     return order[kept]
 
 
-def to_look_into(probabilities: Tensor, labels: Tensor, number: int) -> Tensor:
-    """Indices of `number` images whose attention is worth a look: right answers of different classes, and mistakes."""
+def pick_examples(probabilities: Tensor, labels: Tensor, number: int) -> Tensor:
+    """Indices of at most `number` images: right answers of different classes, then NUM_WRONG mistakes."""
     predicted = probabilities.argmax(dim=1)
-    wrong = of_every_kind(probabilities, labels, len(labels))[:NUM_WRONG_LOOKS].tolist()
+    wrong = varied_mistakes(probabilities, labels, len(labels))[:NUM_WRONG].tolist()
     right: dict[int, int] = {}
-    for index in surest(probabilities, predicted == labels).tolist():
-        right.setdefault(int(labels[index]), index)  # the surest of its class
+    for index in most_confident(probabilities, predicted == labels).tolist():
+        right.setdefault(int(labels[index]), index)  # the most confident of its class
     return torch.tensor([*list(right.values())[: number - len(wrong)], *wrong], dtype=torch.long)

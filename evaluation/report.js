@@ -1,5 +1,5 @@
 "use strict";
-// Tables that sort and a list of mistakes that can be filtered; without this script both are there, as they are.
+// Makes the tables sortable and the list of mistakes filterable. Without this script the page still shows both.
 
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];

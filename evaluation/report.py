@@ -1,4 +1,4 @@
-"""report.html: one page with the figures inside, that needs nothing else to be shown and asks for nothing."""
+"""report.html: one page that contains its figures, and needs no other file and no network."""
 
 import base64
 import hashlib
@@ -14,31 +14,25 @@ from torchvision.transforms.v2 import functional as tv
 from evaluation import mistakes
 from evaluation.corruptions import CORRUPTIONS
 from evaluation.figures import FIGURES, Results
-from evaluation.trained import Trained
+from evaluation.trained import TrainedModel
 from training.console import format_time
 from training.files import write_atomically
 from training.history import History, monitored_split
 
 HERE = Path(__file__).parent
 MAX_MISTAKES = 400  # in the page's list
-MAX_BYTES = 1_500_000  # of their pictures: the page stays below 5 MB
-THUMBNAIL = 64  # pixels, of larger images
-WIDE = {
-    "training_curves",
-    "predictions",
-    "mistakes",
-    "attention",
-    "comparison_curves",
-    "comparison_images",
-    "confidence",
-}
+MAX_BYTES = 1_500_000  # of their pictures, so that the page stays below 5 MB
+THUMBNAIL = 64  # pixels: larger images are made smaller
+WIDE = {  # figures shown over the whole width of the page
+    "training_curves", "predictions", "mistakes", "attention", "comparison_curves", "comparison_images", "confidence",
+}  # fmt: skip
 
 
 def write_report(path: Path, results: Results, left_out: dict[str, str]) -> None:
-    """Make the page from what the evaluator found; the figures are read from the page's own folder.
+    """Write the page about an evaluation. The figures are read from the page's own folder.
 
-    `left_out` says why a figure is not there, by its name. What stands in class, file and folder names is shown as it
-    is and runs nothing: all is escaped, and the page forbids every script but its own, and every request.
+    `left_out` gives the reason for each figure that is not shown. Names of classes, files and folders can't run
+    anything: they are escaped, and the page forbids all requests and all scripts except its own.
     """
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -46,15 +40,9 @@ def write_report(path: Path, results: Results, left_out: dict[str, str]) -> None
     environment.filters["percent"] = lambda value: f"{value:.2f} %"
     script, style = ((HERE / name).read_text() for name in ("report.js", "report.css"))
     figures = [
-        {
-            "name": name,
-            "heading": heading,
-            "reading": reading,
-            "wide": name in WIDE,
-            "data": encode(figure.read_bytes()),
-        }
-        for name, (heading, reading) in FIGURES.items()
-        if (figure := path.with_name(f"{name}.png")).exists()
+        {"name": name, "heading": heading, "text": text, "wide": name in WIDE, "data": encode(file.read_bytes())}
+        for name, (heading, text) in FIGURES.items()
+        if name not in left_out and (file := path.with_name(f"{name}.png")).exists()
     ]
     page = environment.get_template("report.html.j2").render(
         evaluation=results.evaluation,
@@ -72,8 +60,8 @@ def write_report(path: Path, results: Results, left_out: dict[str, str]) -> None
     write_atomically(path, lambda file: file.write(page.encode(errors="replace")))
 
 
-def describe(trained: Trained) -> dict[str, Any]:
-    """A model's run as the page shows it: settings, what it cost, and what on. `cost` is None without a history."""
+def describe(trained: TrainedModel) -> dict[str, Any]:
+    """The run of a model as the page shows it: settings, machine, and cost, which is None without a history."""
     run = trained.run
     machine = {name: run[name] for name in ("cpu", "device", "threads", "versions", "git_revision") if name in run}
     if isinstance(machine.get("versions"), dict):
@@ -87,6 +75,7 @@ def describe(trained: Trained) -> dict[str, Any]:
 
 
 def cost_of(records: History) -> dict[str, Any]:
+    """The number of epochs, their time and speed, and the last epoch's accuracy in percent."""
     accuracies = records[f"{monitored_split(records)}_acc"]
     return {
         "epochs": len(records["epoch"]),
@@ -97,21 +86,21 @@ def cost_of(records: History) -> dict[str, Any]:
 
 
 def list_mistakes(results: Results) -> list[dict[str, Any]]:
-    """Mistakes of every kind, surest first, each with its picture: as many as the page's size allows."""
+    """Mistakes, each with its picture, most confident first: as many as the size of the page allows."""
     shown, num_bytes = [], 0
     names = results.dataset.class_names
-    for index in mistakes.of_every_kind(results.probabilities, results.labels, MAX_MISTAKES).tolist():
+    for index in mistakes.varied_mistakes(results.probabilities, results.labels, MAX_MISTAKES).tolist():
         data = encode(thumbnail(results.dataset.test_images[index]))
         num_bytes += len(data)
         if num_bytes > MAX_BYTES:
             break
-        guess = int(results.probabilities[index].argmax())
+        predicted = int(results.probabilities[index].argmax())
         shown.append(
             {
                 "index": index,
                 "true": names[int(results.labels[index])],
-                "predicted": names[guess],
-                "chance": 100 * results.probabilities[index, guess].item(),
+                "predicted": names[predicted],
+                "probability": 100 * results.probabilities[index, predicted].item(),
                 "data": data,
             }
         )
@@ -119,7 +108,7 @@ def list_mistakes(results: Results) -> list[dict[str, Any]]:
 
 
 def thumbnail(image: Tensor) -> bytes:
-    """A uint8 image (3, H, W) as PNG, at most THUMBNAIL pixels wide."""
+    """A uint8 image (3, H, W) as a PNG file of at most THUMBNAIL pixels along each side."""
     picture = tv.to_pil_image(image)
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     file = io.BytesIO()

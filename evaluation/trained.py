@@ -1,29 +1,47 @@
-"""A trained model, with all that its checkpoint says of it."""
+"""A trained model, rebuilt from its checkpoint, and what the checkpoint and its run say about it."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from training import history
+from training import checkpoint, history
 from training.data import Dataset, create_eval_loader
 from training.data.loader import normalize
 from training.device import autocast
 from training.engine import predict
-from training.errors import RunError
+from training.errors import RunError, first_line
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A checkpoint (what training.checkpoint.load returns), the model in it, and where to compute."""
+class TrainedModel:
+    """A checkpoint file, its content (see training.checkpoint.load), the model in it, and the device to compute on."""
 
     path: Path
     saved: dict[str, Any]
     model: nn.Module
     device: torch.device
+
+    @classmethod
+    def load(cls, name: str, models: Mapping[str, Callable[..., nn.Module]], device: torch.device) -> Self:
+        """Rebuild the model of a checkpoint file, or of `best_model.pth` where `name` is the folder of a run.
+
+        `models` holds the model classes by name. RunError for a file that can't be read or a model that can't be built.
+        """
+        path = Path(name)
+        if path.is_dir():
+            path = path / "best_model.pth"
+        saved = checkpoint.load(path)
+        try:
+            model = models[saved["model_name"]](**saved["model_args"])
+            model.load_state_dict(saved["model"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise RunError(f"the model in {path} can't be rebuilt: {first_line(error)}") from None
+        return cls(path, saved, model.eval().to(device), device)
 
     @property
     def class_names(self) -> list[str]:
@@ -35,11 +53,12 @@ class Trained:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the matrix products were computed in while it was trained, and are here."""
+        """The dtype of the matrix products in training, used here too."""
         return getattr(torch, self.saved["precision"])
 
     @property
     def stats(self) -> dict[str, Any]:
+        """Mean and standard deviation of each channel, by which images are normalized."""
         return {name: self.saved["data"][name] for name in ("mean", "std")}
 
     @property
@@ -48,13 +67,13 @@ class Trained:
 
     @property
     def records(self) -> history.History | None:
-        """The run's history, or None where no epoch is done."""
+        """The history of the run, or None if it has no finished epoch."""
         records = history.read(self.path.parent / "training_history.json") or self.saved.get("history")
         return records if records and records["epoch"] else None
 
     @property
     def run(self) -> dict[str, Any]:
-        """What config.json says of the run beside its settings: machine, versions, command. Empty where it is gone."""
+        """The content of the run's config.json: settings, machine, versions, command. Empty if it can't be read."""
         try:
             content = json.loads((self.path.parent / "config.json").read_text())
         except (OSError, ValueError):
@@ -62,29 +81,38 @@ class Trained:
         return content if isinstance(content, dict) else {}
 
     def normalize(self, images: Tensor) -> Tensor:
-        """uint8 images (n, 3, H, W) to what the model takes, on its device."""
+        """Turn uint8 images (n, 3, H, W) into the model's input, on its device."""
         return normalize(images.to(self.device), **self.stats)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits (n, num_classes) in fp32, on the CPU, of a few uint8 images (n, 3, H, W)."""
+        """Logits (n, num_classes) in fp32, on the CPU, for a few uint8 images (n, 3, H, W)."""
         with autocast(self.device, self.dtype):
             return self.model(self.normalize(images)).float().cpu()
 
     def predict(self, dataset: Dataset, split: str = "test") -> Tensor:
-        """Logits (n, num_classes) in fp32, on the CPU, of the test images; the progress bar calls them `split`.
+        """Logits (n, num_classes) in fp32, on the CPU, for the test images. The progress bar calls them `split`.
 
-        RunError where they are not finite.
+        RunError if they are not finite.
         """
         logits, _ = predict(self.model, create_eval_loader(dataset, split, self.stats, self.device), self.dtype)
         if not logits.isfinite().all():
             raise RunError(
-                f"{self.path} gives logits that are not finite: its weights are broken, take another epoch's"
+                f"{self.path} gives logits that are not finite: its weights are broken, evaluate another checkpoint"
             )
         return logits
 
+    def predict_with_flip(self, dataset: Dataset, logits: Tensor) -> Tensor:
+        """Average the probabilities of each test image and its mirror image; return their logarithm (n, num_classes).
+
+        `logits` are those of the images as they are.
+        """
+        mirrored = self.predict(replace(dataset, test_images=dataset.test_images.flip(-1)), "mirrored test")
+        probabilities = (logits.double().softmax(dim=1) + mirrored.double().softmax(dim=1)) / 2
+        return probabilities.clamp(min=1e-300).log()
+
     def describe(self) -> dict[str, Any]:
-        """What evaluation.json says of the model itself."""
+        """The part of evaluation.json that is about the model itself."""
         return {
             "checkpoint": self.path.as_posix(),
             "model_name": self.saved["model_name"],

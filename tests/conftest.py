@@ -1,11 +1,15 @@
-"""What several files of tests need: a small archive in CIFAR's official format, and a folder of pictures."""
+"""What several test files need: a small archive in CIFAR's official format, and a folder of pictures."""
 
 import hashlib
+import http.server
 import io
 import os
 import pickle
 import socket
 import tarfile
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +22,7 @@ from torchvision import datasets
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
-    """Work as small as the tests' is done sooner by one thread; and the bits of a run depend on their number."""
+    """One thread is faster for work this small, and the bits of a run depend on the number of threads."""
     torch.set_num_threads(1)
 
 
@@ -34,7 +38,7 @@ class Archive(NamedTuple):
 
 @pytest.fixture
 def closed_url(monkeypatch):
-    """An address where nobody listens: the port is taken, so that nobody else will."""
+    """An address where nobody listens: the port is taken, so that no other process gets it."""
     monkeypatch.setenv("no_proxy", "*")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -43,7 +47,7 @@ def closed_url(monkeypatch):
 
 @pytest.fixture
 def cifar(request, monkeypatch, tmp_path, closed_url) -> Archive:
-    """An archive that torchvision takes for the official one; what was the official address leads nowhere."""
+    """A small archive in place of the official one: torchvision accepts its digests, and the address leads nowhere."""
     name = getattr(request, "param", "cifar10")
     source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     coarse = {"coarse_labels": [0] * 20} if name == "cifar100" else {}
@@ -78,7 +82,7 @@ def cifar(request, monkeypatch, tmp_path, closed_url) -> Archive:
 
 @pytest.fixture
 def image_folder(tmp_path) -> Path:
-    """Two classes, red and grey, one picture each in train and test, of long ago."""
+    """Two classes, red and grey, with one picture each in train and test, dated 1970."""
     for split in ("train", "test"):
         for name, colour in (("red", (255, 0, 0)), ("grey", (99, 99, 99))):
             path = tmp_path / split / name / "1.png"
@@ -86,3 +90,26 @@ def image_folder(tmp_path) -> Path:
             Image.new("RGB", (8, 8), colour).save(path)
             os.utime(path, (0, 0))
     return tmp_path
+
+
+@pytest.fixture
+def slow_url(monkeypatch) -> Iterator[str]:
+    """The address of a file of 30 bytes, sent over a real socket in six seconds."""
+    monkeypatch.setenv("no_proxy", "*")
+
+    class Drip(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "30")
+            self.end_headers()
+            for _ in range(30):
+                self.wfile.write(b".")
+                time.sleep(0.2)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Drip) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/archive.tar.gz"
+        server.shutdown()

@@ -1,4 +1,4 @@
-"""compare_runs.py sets runs side by side, and says in one line what it can't read."""
+"""compare_runs.py prints a row for each run, draws their curves, and names in one line what it can't read."""
 
 import json
 from pathlib import Path

@@ -38,9 +38,12 @@ def digits_loader(num_images: int, batch_size: int, split: str = "train", **argu
     return ImageLoader(images, labels, MEAN, STD, batch_size, split=split, **arguments)
 
 
-def run_epoch(model: nn.Module, loader: ImageLoader, optimizer, scheduler=None, look_every=1, **arguments):
+def run_epoch(
+    model: nn.Module, loader: ImageLoader, optimizer, scheduler=None, look_every=1, between_steps=lambda: None,
+    **arguments,
+):  # fmt: skip
     scheduler = scheduler or LambdaLR(optimizer, lambda step: 1.0)
-    steps = Steps(look_every=look_every)
+    steps = Steps(None, between_steps, look_every)
     train_one_epoch(model, loader, optimizer, scheduler, torch.float32, steps, **arguments)
     return steps.sums.metrics()
 

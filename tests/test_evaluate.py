@@ -1,5 +1,6 @@
-"""What evaluate_vit.py does beyond the plain evaluation: mirror images, corruptions, a second model, own pictures."""
+"""What evaluate_vit.py does with each of its options: flip, corruptions, a second model, pictures of your own."""
 
+import base64
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -25,14 +26,21 @@ from vit import VisionTransformer
 ALWAYS = {
     "training_curves", "confusion_matrix", "per_class_accuracy", "reliability", "confidence", "predictions", "mistakes",
 }  # fmt: skip
-INSIDE = {"attention", "position_embeddings", "patch_filters"}
+VIT_ONLY = {"attention", "position_embeddings", "patch_filters"}
+WRITTEN_BY_TRAINING = (
+    "config.json",
+    "training_history.json",
+    "training_curves.png",
+    "augmented_images.png",
+    "last.pth",
+)
 COMPARISON = {"comparison_curves", "comparison_classes", "comparison_images"}
 
 
 def write_checkpoint(
     path: Path, model: nn.Module, class_names: list[str], img_size: int, records: dict[str, Any], **config: Any
 ) -> str:
-    """A checkpoint as a run writes it, of a model that was not trained."""
+    """Write a checkpoint as a run does, with an untrained model."""
     path.parent.mkdir(exist_ok=True, parents=True)
     settings = {"dataset": "digits", "data_dir": "data", "data_url": "", "img_size": img_size, **config}
     arguments = {"num_classes": len(class_names)}
@@ -50,7 +58,7 @@ def write_checkpoint(
 def tiny_vit(num_classes: int = 10, img_size: int = 8) -> VisionTransformer:
     model = VisionTransformer(img_size, 4, embed_dim=12, depth=1, num_heads=1, num_classes=num_classes)
     for parameter in model.parameters():
-        nn.init.normal_(parameter)  # so that its answers differ from image to image
+        nn.init.normal_(parameter)  # so that its predictions differ from image to image
     nn.init.zeros_(model.head.bias)
     return model
 
@@ -72,7 +80,7 @@ def digits(tmp_path) -> str:
 
 @pytest.fixture
 def pictures(tmp_path, monkeypatch) -> Dataset:
-    """Images of two classes that may be mirrored, in place of CIFAR-10's."""
+    """Images of two classes that may be mirrored, instead of CIFAR-10's."""
     random = np.random.default_rng(0)
     plain = random.uniform(30, 220, (40, 3, 1, 1)) + random.uniform(-30, 30, (40, 3, 8, 8))  # each of its own colour
     images = torch.from_numpy(plain.astype(np.uint8))
@@ -109,27 +117,45 @@ def evaluate(path: str, *args: Any, **options: Any) -> dict[str, Any]:
     return read(Path("out"))
 
 
-def test_every_figure_is_drawn_or_said_to_be_left_out(digits, capsys):
+def test_all_figures_of_a_vit_are_drawn(digits, capsys):
     evaluate(digits)
-    assert figures_in(Path("out")) == ALWAYS | INSIDE
+    assert figures_in(Path("out")) == ALWAYS | VIT_ONLY
     assert "No " not in capsys.readouterr().out
 
 
-def test_skipped_figures_are_neither_drawn_nor_kept_from_before(digits, capsys):
+def test_skipped_figures_are_not_drawn_and_those_of_an_earlier_evaluation_removed(digits, capsys):
     evaluate(digits)
     kept = evaluate(digits, skip=("attention", "predictions"))
-    assert figures_in(Path("out")) == (ALWAYS | INSIDE) - {"attention", "predictions"}
+    assert figures_in(Path("out")) == (ALWAYS | VIT_ONLY) - {"attention", "predictions"}
     page = Path("out/report.html").read_text()
     assert "attention: left out by --skip" in page
     assert kept["num_images"] == 360
 
 
-def test_a_figure_that_does_not_exist_is_named_with_those_that_do():
+@pytest.mark.parametrize("whose", ["its own", "another's"])
+@pytest.mark.parametrize("skip", [(), ("training_curves",)])
+def test_a_file_that_training_wrote_stays_as_it_is(digits, tmp_path, whose, skip, capsys):
+    folder = tmp_path / ("run" if whose == "its own" else "other")
+    folder.mkdir(exist_ok=True)
+    written = {name: f"{name} of {whose} run".encode() for name in WRITTEN_BY_TRAINING}
+    for name, content in written.items():
+        (folder / name).write_bytes(content)
+    others = tuple(name for name in FIGURES if name != "training_curves")
+    main(EvaluateConfig(digits, str(folder), device="cpu", skip=others + skip))
+    assert {name: (folder / name).read_bytes() for name in written} == written
+    page = (folder / "report.html").read_text()
+    shown = base64.b64encode(written["training_curves.png"]).decode() in page
+    assert shown == (whose == "its own" and not skip)  # the curves of another run would mislead
+    reason = "No training_curves.png: the folder holds another run" in capsys.readouterr().out
+    assert reason == (whose != "its own" and not skip)
+
+
+def test_an_unknown_figure_is_an_error_that_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"skip must name figures.*training_curves.*got 'atention'"):
         EvaluateConfig(skip=("attention", "atention"))
 
 
-def test_help_shows_an_example_of_each_use_and_names_the_figures(capsys):
+def test_help_shows_an_example_of_each_option_and_names_the_figures(capsys):
     with pytest.raises(SystemExit):
         parse(EvaluateConfig, evaluate_vit.__doc__ or "", ["--help"])
     said = capsys.readouterr().out
@@ -142,13 +168,13 @@ def test_help_shows_an_example_of_each_use_and_names_the_figures(capsys):
 @pytest.mark.parametrize(
     "option", [{"flip": True}, {"corruptions": True}, {"compare": "x"}, {"skip": ("attention",)}, {"data_dir": "x"}]
 )
-def test_an_option_that_says_nothing_for_pictures_is_refused_beside_them(option):
+def test_options_without_use_for_pictures_are_refused_with_them(option):
     [name] = option
     with pytest.raises(ValueError, match=f"leave out --{name.replace('_', '-')}"):
         EvaluateConfig(images=("cat.jpg",), **option)
 
 
-def test_flip_averages_the_probabilities_and_leaves_the_headline_alone(cats, pictures, capsys):
+def test_flip_averages_the_probabilities_and_changes_nothing_else(cats, pictures, capsys):
     plain = evaluate(cats, skip=tuple(FIGURES))
     flipped = evaluate(cats, skip=tuple(FIGURES), flip=True)
     own, mirrored = (
@@ -163,13 +189,13 @@ def test_flip_averages_the_probabilities_and_leaves_the_headline_alone(cats, pic
     assert f"mirror images: {flipped['flip']['accuracy']:.2f}%" in capsys.readouterr().out
 
 
-def test_flip_is_refused_where_a_mirrored_image_is_another(digits):
+def test_flip_is_refused_for_digits(digits):
     with pytest.raises(UsageError, match="--flip"):
         evaluate(digits, flip=True)
     assert not Path("out").exists()
 
 
-def test_corruptions_are_those_of_the_table_and_leave_the_headline_alone(cats, pictures):
+def test_every_corruption_is_evaluated_and_nothing_else_changes(cats, pictures):
     plain = evaluate(cats, skip=tuple(FIGURES))
     found = evaluate(cats, skip=tuple(set(FIGURES) - {"corruptions"}), corruptions=True)
     assert figures_in(Path("out")) == {"corruptions"}
@@ -185,13 +211,13 @@ def test_corruptions_are_those_of_the_table_and_leave_the_headline_alone(cats, p
     assert {name: value for name, value in found.items() if name != "corruptions"} == plain
 
 
-def test_a_second_model_is_held_beside_the_first_on_the_same_images(cats, pictures, tmp_path, capsys):
+def test_a_second_model_is_compared_on_the_same_images(cats, pictures, tmp_path, capsys):
     path = tmp_path / "other" / "best_model.pth"
     other = write_checkpoint(path, ResNet18(2), ["cat", "dog"], 8, one_epoch(), dataset="cifar10")
     found = evaluate(cats, compare=str(path.parent))
     assert 0 < found["comparison"]["num_only_this_right"] + found["comparison"]["num_only_other_right"] < 40
     second = found["comparison"]
-    assert figures_in(Path("out")) == ALWAYS | INSIDE | COMPARISON
+    assert figures_in(Path("out")) == ALWAYS | VIT_ONLY | COMPARISON
     assert (second["model_name"], second["num_parameters"], second["chosen_on"]) == ("ResNet18", 11_169_858, "test")
     answers = [logits_of(checkpoint_file, pictures.test_images).argmax(1) for checkpoint_file in (cats, other)]
     right = [answer == pictures.test_labels for answer in answers]
@@ -204,10 +230,10 @@ def test_a_second_model_is_held_beside_the_first_on_the_same_images(cats, pictur
     assert f"{second['difference']:+.2f} points" in page
     assert "ResNet18" in capsys.readouterr().out
     evaluate(cats)
-    assert not figures_in(Path("out")) & COMPARISON  # those of an evaluation before would mislead
+    assert not figures_in(Path("out")) & COMPARISON  # those of an earlier evaluation would mislead
 
 
-def test_a_second_model_sees_the_images_in_its_own_size(digits, tmp_path):
+def test_a_second_model_gets_the_images_in_its_own_size(digits, tmp_path):
     other = write_checkpoint(tmp_path / "o.pth", tiny_vit(img_size=12), list("0123456789"), 12, one_epoch())
     found = evaluate(digits, compare=other, skip=tuple(FIGURES))["comparison"]
     images = load_dataset("digits", "", 12)
@@ -215,55 +241,55 @@ def test_a_second_model_sees_the_images_in_its_own_size(digits, tmp_path):
     assert found["accuracy"] == 100 * (answers == images.test_labels).double().mean().item()
 
 
-def test_a_model_beside_itself_differs_in_nothing(cats, capsys):
+def test_a_model_does_not_differ_from_itself(cats, capsys):
     found = evaluate(cats, compare=cats)["comparison"]
     assert (found["difference"], found["difference_interval"]) == (0, [0, 0])
     said = capsys.readouterr().out
-    assert "No comparison_curves.png: both models are of the same run" in said
+    assert "No comparison_curves.png: both models are from the same run" in said
     assert "No comparison_images.png: both models get the same images right" in said
 
 
-def test_a_second_model_of_other_classes_is_refused(cats, tmp_path):
+def test_a_second_model_with_other_classes_is_refused(cats, tmp_path):
     other = write_checkpoint(tmp_path / "o.pth", tiny_vit(3), ["cat", "dog", "cow"], 8, one_epoch(), dataset="cifar10")
     with pytest.raises(RunError, match=r"o\.pth knows the classes cat, dog, cow; cifar10 has cat, dog"):
         evaluate(cats, compare=other)
     assert not Path("out").exists()
 
 
-def test_the_classes_that_do_not_fit_are_not_a_thousand_names_long(pictures, tmp_path):
+def test_an_error_lists_only_the_first_of_many_classes(pictures, tmp_path):
     names = [f"class {i}" for i in range(1000)]
     path = write_checkpoint(tmp_path / "o.pth", tiny_vit(1000), names, 8, one_epoch(), dataset="cifar10")
     with pytest.raises(RunError, match="class 19 and 980 more"):
         evaluate(path)
 
 
-def test_a_resnet_has_no_inside_to_show_and_says_so(tmp_path, pictures, capsys):
+def test_a_resnet_has_no_attention_figures_and_says_so(tmp_path, pictures, capsys):
     path = write_checkpoint(
         tmp_path / "r" / "best_model.pth", ResNet18(2), ["cat", "dog"], 8, one_epoch(), dataset="cifar10"
     )
     evaluate(path)
     assert figures_in(Path("out")) == ALWAYS
     said = capsys.readouterr().out
-    assert all(f"No {name}.png: ResNet18 has no patches" in said for name in INSIDE)
+    assert all(f"No {name}.png: ResNet18 is not a Vision Transformer" in said for name in VIT_ONLY)
 
 
-def test_a_run_without_a_finished_epoch_has_no_curves_but_all_else(tmp_path, pictures, capsys):
+def test_a_run_without_a_finished_epoch_has_all_figures_but_the_curves(tmp_path, pictures, capsys):
     path = tmp_path / "new" / "last.pth"
     records = history.new_history("test")
     evaluation = evaluate(write_checkpoint(path, tiny_vit(2), ["cat", "dog"], 8, records, dataset="cifar10"))
-    assert figures_in(Path("out")) == (ALWAYS | INSIDE) - {"training_curves"}
+    assert figures_in(Path("out")) == (ALWAYS | VIT_ONLY) - {"training_curves"}
     assert evaluation["epoch"] == 0
     assert "No training_curves.png: the run has no finished epoch" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("bias", [[9.0, 0.0], [0.0, 0.0]])
-def test_a_constant_predictor_is_reported_like_any_other(tmp_path, pictures, bias):
+def test_a_constant_predictor_is_evaluated_like_any_other(tmp_path, pictures, bias):
     model = tiny_vit(2)
     nn.init.zeros_(model.head.weight)
     model.head.bias.data = torch.tensor(bias)
     path = write_checkpoint(tmp_path / "c" / "best_model.pth", model, ["cat", "dog"], 8, one_epoch(), dataset="cifar10")
     assert evaluate(path)["confusion_matrix"] == [[20, 0], [20, 0]]
-    assert figures_in(Path("out")) == ALWAYS | INSIDE
+    assert figures_in(Path("out")) == ALWAYS | VIT_ONLY
 
 
 def test_a_perfect_model_has_no_mistakes_to_show(tmp_path, pictures, monkeypatch, capsys):
@@ -275,11 +301,11 @@ def test_a_perfect_model_has_no_mistakes_to_show(tmp_path, pictures, monkeypatch
     path = write_checkpoint(tmp_path / "c" / "best_model.pth", model, ["cat", "dog"], 8, one_epoch(), dataset="cifar10")
     found = evaluate(path)
     assert (found["accuracy"], found["most_confused"]) == (100.0, [])
-    assert "No mistakes.png: there is no mistake" in capsys.readouterr().out
+    assert "No mistakes.png: the model makes no mistake" in capsys.readouterr().out
     assert '<ul class="mistakes">' not in Path("out/report.html").read_text()
 
 
-def test_broken_weights_are_one_line(tmp_path, pictures):
+def test_broken_weights_are_an_error_of_one_line(tmp_path, pictures):
     model = tiny_vit(2)
     nn.init.constant_(model.patch_embed.proj.weight, 1e38)
     path = write_checkpoint(tmp_path / "b.pth", model, ["cat", "dog"], 8, one_epoch(), dataset="cifar10")
@@ -288,9 +314,9 @@ def test_broken_weights_are_one_line(tmp_path, pictures):
     assert not list(Path("out").iterdir())
 
 
-def test_a_folder_that_cannot_be_written_is_known_before_the_pass_over_the_images(cats, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_an_error_before_the_pass_over_the_images(cats, monkeypatch):
     Path("out").write_text("in the way")
-    monkeypatch.setattr(evaluate_vit.Trained, "predict", lambda *args: pytest.fail("it computed first"))
+    monkeypatch.setattr(evaluate_vit.TrainedModel, "predict", lambda *args: pytest.fail("it computed first"))
     with pytest.raises(RunError, match="--output-dir"):
         evaluate(cats)
 
@@ -303,13 +329,13 @@ def save_picture(path: Path, size: tuple[int, int] = (30, 20)) -> str:
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")  # 猫, which the font lacks
-def test_the_users_pictures_get_a_figure_each_whatever_they_are_called(digits, tmp_path, capsys):
+def test_each_picture_of_the_user_gets_a_figure_whatever_its_name(digits, tmp_path, capsys):
     names = ["one/$x_1$.png", "two/$x_1$.png", f"{'猫' * 70}.png"]
     files = tuple(save_picture(tmp_path / name) for name in names)
     main(EvaluateConfig(digits, "out", images=files, device="cpu"))
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(": ")[0] for line in lines] == [*files, "Figures"]
-    assert lines[-1] == f"Figures: {Path('out') / 'images'} (what the model looks at in them)"
+    assert lines[-1] == f"Figures: {Path('out') / 'images'} (with attention maps)"
     assert {path.name for path in Path("out/images").iterdir()} == {"$x_1$.png", "$x_1$_2.png", f"{'猫' * 40}.png"}
     assert figures_in(Path("out")) == set()
 
@@ -317,7 +343,7 @@ def test_the_users_pictures_get_a_figure_each_whatever_they_are_called(digits, t
 def test_a_resnet_classifies_pictures_without_attention(tmp_path, capsys):
     path = write_checkpoint(tmp_path / "r.pth", ResNet18(2), ["cat", "dog"], 9, one_epoch())
     main(EvaluateConfig(path, "out", images=(save_picture(tmp_path / "cat.png"),), device="cpu"))
-    assert "no attention, ResNet18 has none" in capsys.readouterr().out
+    assert "no attention maps: ResNet18 has none" in capsys.readouterr().out
     assert Path("out/images/cat.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -331,5 +357,13 @@ def test_a_thousand_classes_of_long_names_give_a_short_table_and_a_small_report(
     assert "The 100 classes of 1,000 with the lowest accuracy" in said
     assert len(said.splitlines()) < 120
     assert len(found["per_class"]) == 1000
-    assert figures_in(Path("out")) == ALWAYS | INSIDE
+    assert figures_in(Path("out")) == ALWAYS | VIT_ONLY
     assert Path("out/report.html").stat().st_size < 5e6
+
+
+def test_the_figures_never_replace_the_users_own_pictures(digits, tmp_path):
+    picture = save_picture(tmp_path / "images" / "cat.png")
+    content = Path(picture).read_bytes()
+    with pytest.raises(UsageError, match=r"among the pictures in .*--output-dir"):
+        main(EvaluateConfig(digits, str(tmp_path), images=(picture,), device="cpu"))
+    assert Path(picture).read_bytes() == content

@@ -1,4 +1,4 @@
-"""Figures make sense, or are at least drawn, for whatever a run or an evaluation can be, and any name of a class."""
+"""Every figure can be drawn for any number of classes, epochs and images, and for any class name."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def path(tmp_path):
     yield tmp_path / "figure.png"
     with Image.open(tmp_path / "figure.png") as figure:
         width, height = figure.size
-        assert 300 < width < 2000  # fits a README
+        assert 300 < width < 2000  # fits into a README
         assert 200 < height < 2400
         assert np.asarray(figure.convert("L")).min() < 128  # something is drawn
     assert plt.get_fignums() == []
@@ -38,7 +38,7 @@ def path(tmp_path):
 
 @pytest.fixture(params=[2, 10, 100, 1000])
 def evaluation(request):
-    """All metrics of random answers with so many classes, of which some have no image."""
+    """All metrics of random predictions with so many classes, some of them without an image."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(150, request.param, generator=generator)
     return metrics.measure(logits, torch.randint(request.param, (150,), generator=generator), names_of(request.param))
@@ -62,7 +62,7 @@ def test_two_models_on_any_number_of_classes(evaluation, path):
     evaluation_plots.plot_class_differences(evaluation["per_class"], evaluation["per_class"][::-1], names, path)
 
 
-def test_of_many_classes_the_best_and_the_worst_have_bars(tmp_path, monkeypatch):
+def test_only_the_best_and_the_worst_of_many_classes_have_bars(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(evaluation_plots, "save_figure", lambda figure, path: drawn.append(figure))
     rows = [{"name": f"class {i}", "accuracy": float(i)} for i in range(100)]
@@ -93,7 +93,7 @@ def test_the_best_epoch_is_marked_by_epoch_and_by_time(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("seconds", "unit"), [(1.0, "seconds"), (60.0, "minutes"), (3600.0, "hours")])
-def test_time_has_the_unit_that_suits_it(seconds, unit):
+def test_the_unit_of_time_follows_the_length_of_the_run(seconds, unit):
     assert plots.elapsed(history_of(3, seconds=seconds))[1] == unit
 
 
@@ -105,9 +105,9 @@ def test_a_grid_of_predictions(path, num_images):
     evaluation_plots.plot_predictions(images, labels, probabilities, names_of(10), path, "title")
 
 
-def test_a_mistake_names_the_truth_and_is_marked_without_colour_too():
-    chances = torch.tensor([[0.2, 0.8], [0.9, 0.1]])
-    captions, right = evaluation_plots.caption(torch.tensor([1, 1]), chances, ["cat", "dog"])
+def test_a_mistake_names_the_true_class_and_has_a_mark_besides_its_colour():
+    probabilities = torch.tensor([[0.2, 0.8], [0.9, 0.1]])
+    captions, right = evaluation_plots.caption(torch.tensor([1, 1]), probabilities, ["cat", "dog"])
     assert (captions, right) == (["✓ dog: 80 %", "✗ cat: 90 %\n(is dog)"], [True, False])
 
 
@@ -118,7 +118,7 @@ def test_reliability_of_any_confidence(path, confidence):
 
 @pytest.mark.parametrize(("patch_size", "num_heads"), [(16, 1), (4, 3), (2, 12)])
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-def test_the_inside_of_any_untrained_vit(tmp_path, patch_size, num_heads):
+def test_the_attention_figures_of_any_untrained_vit(tmp_path, patch_size, num_heads):
     from evaluation import attention
 
     model = VisionTransformer(img_size=16, patch_size=patch_size, embed_dim=24, depth=1, num_heads=num_heads)
@@ -138,7 +138,7 @@ def test_the_inside_of_any_untrained_vit(tmp_path, patch_size, num_heads):
     ("text", "shown"),
     [("cat", "cat"), ("x" * 30, "x" * 12 + "…" + "x" * 11), ("a\n b", "a b"), ("\udcff", "?"), (LONG + "1", None)],
 )
-def test_long_names_lose_their_middle(text, shown):
+def test_long_names_are_shortened_in_the_middle(text, shown):
     assert shown is None or plots.short(text) == shown
     assert len(plots.short(text)) <= 24
     assert plots.short(LONG + "1") != plots.short(LONG + "2")

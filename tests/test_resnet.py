@@ -1,4 +1,4 @@
-"""resnet.py computes what torchvision's resnet18 computes, once that has the stem for small images."""
+"""resnet.py equals torchvision's resnet18 with the stem for small images."""
 
 import pytest
 import torch
@@ -35,14 +35,14 @@ def test_weights_move_to_torchvision_and_back_with_the_same_logits_and_gradients
         assert parameter.grad is not None
         scale = parameter.grad.abs().max().item()
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-8, atol=1e-9 * scale, msg=name)
-    for name, buffer in theirs.named_buffers():  # what batch norm has gathered
+    for name, buffer in theirs.named_buffers():  # the running statistics of batch norm
         torch.testing.assert_close(ours.state_dict()[name], buffer, rtol=1e-9, atol=1e-9, msg=name)
     ours.load_state_dict(theirs.state_dict())
 
 
-def test_untrained_weights_have_the_spread_of_torchvisions():
+def test_initial_weights_have_the_standard_deviation_of_torchvisions():
     torch.manual_seed(0)
     ours, theirs = ResNet18().state_dict(), torchvision.models.resnet18(num_classes=10).state_dict()
-    assert ours["conv1.weight"].std().item() == pytest.approx((2 / (64 * 3 * 3)) ** 0.5, rel=0.1)  # the stem is another
+    assert ours["conv1.weight"].std().item() == pytest.approx((2 / (64 * 3 * 3)) ** 0.5, rel=0.1)  # the stems differ
     for name in (name for name in ours if name.startswith("layer") and ours[name].dim() == 4):
         assert ours[name].std().item() == pytest.approx(theirs[name].std().item(), rel=0.05), name

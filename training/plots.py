@@ -1,11 +1,11 @@
-"""Figures of runs, and what all figures share. Imports matplotlib and seaborn, which takes seconds: import it late."""
+"""The curves of runs, and what all figures share. Import it late: matplotlib and seaborn take seconds to import."""
 
 import warnings
 from pathlib import Path
 
 import matplotlib
 
-matplotlib.use("Agg")  # files only: works with no display
+matplotlib.use("Agg")  # draws to files, so it needs no display
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,20 +17,21 @@ from matplotlib.ticker import MaxNLocator
 from training.files import write_atomically
 from training.history import History, monitored_split
 
-sns.set_theme(style="whitegrid", palette="colorblind", font="DejaVu Sans")  # matplotlib brings it, and it has ✓
-plt.rcParams["text.parse_math"] = False  # a $ in a class or folder name is a $
-warnings.filterwarnings("ignore", "Glyph .* missing")  # a class name in letters that the font lacks shows boxes
+sns.set_theme(style="whitegrid", palette="colorblind", font="DejaVu Sans")  # comes with matplotlib, and has ✓
+plt.rcParams["text.parse_math"] = False  # a $ in the name of a class or folder is just a $
+warnings.filterwarnings("ignore", "Glyph .* missing")  # letters that the font lacks are drawn as boxes
 
 
 def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure to a PNG file and close it. DiskError if the file can't be written."""
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110, bbox_inches="tight"))
     plt.close(figure)
 
 
 def picture_grid(rows: int, columns: int, tile: float, caption: float, title: str) -> tuple[Figure, np.ndarray]:
-    """A figure and its axes (rows, columns), without ticks, for square pictures under captions; lengths in inches.
+    """A figure and its axes (rows, columns) for square pictures under captions. Lengths are in inches.
 
-    Laid out by arithmetic: matplotlib's own layout takes a second for 32 pictures.
+    The layout is computed here, because matplotlib's own takes a second for 32 pictures.
     """
     title_height = 0.15 + 0.22 * len(title.splitlines())
     width, height = columns * 1.06 * tile, title_height + rows * (caption + tile)
@@ -48,19 +49,19 @@ def picture_grid(rows: int, columns: int, tile: float, caption: float, title: st
 
 
 def short(text: str, length: int = 24) -> str:
-    """A name on one line of at most `length` characters, its middle left out where it is longer."""
+    """Shorten a name to one line of at most `length` characters by leaving out its middle."""
     text = " ".join(text.encode(errors="replace").decode().split())
     half = (length - 1) // 2
     return text if len(text) <= length else f"{text[: length - 1 - half]}…{text[-half:]}"
 
 
 def marker_for(epochs: list[float]) -> str | None:
-    """Points where they can be told apart, and where a single epoch would else leave nothing to see."""
+    """Mark the epochs with points if there are few enough. A single epoch would be invisible without."""
     return "o" if len(epochs) <= 20 else None
 
 
 def elapsed(*histories: History) -> tuple[list[np.ndarray], str]:
-    """Time at the end of each epoch of each run, and the unit that suits the longest."""
+    """The time at the end of each epoch of each run, and its unit: hours, minutes or seconds, by the longest run."""
     seconds = [np.cumsum(history["epoch_time"]) for history in histories]
     for unit, length in (("hours", 3600), ("minutes", 60)):
         if max(run[-1] for run in seconds) >= 2 * length:
@@ -69,7 +70,7 @@ def elapsed(*histories: History) -> tuple[list[np.ndarray], str]:
 
 
 def whole_epochs(*several: Axes) -> None:
-    """Ticks at whole epochs only, and half an epoch of room where there is a single one."""
+    """Put ticks at whole epochs only. A single epoch gets half an epoch of room on both sides."""
     for axes in several:
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
         lines = [np.asarray(line.get_xdata()) for line in axes.lines]
@@ -78,7 +79,7 @@ def whole_epochs(*several: Axes) -> None:
 
 
 def plot_training_curves(history: History, path: Path, title: str) -> None:
-    """Loss, accuracy and learning rate over the epochs, accuracy over time; the best epoch is marked."""
+    """Loss, accuracy and learning rate against the epoch, and accuracy against time. The best epoch is marked."""
     split, epochs = monitored_split(history), history["epoch"]
     marker = marker_for(epochs)
     [time], unit = elapsed(history)
@@ -105,7 +106,7 @@ def plot_training_curves(history: History, path: Path, title: str) -> None:
 
 
 def plot_comparison(histories: dict[str, History], path: Path) -> None:
-    """Monitored loss and accuracy of several runs over the epochs, and accuracy over the time they took."""
+    """Loss and accuracy of several runs against the epoch, and accuracy against the training time."""
     times, unit = elapsed(*histories.values())
     figure, (loss_axes, acc_axes, time_axes) = plt.subplots(1, 3, figsize=(15, 4.4), layout="constrained")
     for i, ((name, history), time) in enumerate(zip(histories.items(), times, strict=True)):

@@ -109,10 +109,10 @@ def warn_of_other_machine(before: dict[str, Any], now: dict[str, Any]) -> None:
 
 def describe_machine(device: torch.device, compiled: bool) -> dict[str, Any]:
     """Where, with what and how a run was made: versions, threads, git revision, command line."""
-    git = [
+    describe = [
         "git",
         "-C",
-        str(Path(__file__).parent.parent),
+        str(Path(__file__).parent),
         "describe",
         "--always",
         "--dirty",
@@ -120,7 +120,7 @@ def describe_machine(device: torch.device, compiled: bool) -> dict[str, Any]:
         "--exclude=*",
     ]
     try:
-        revision = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        revision = subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         revision = None
     versions = {name: version(name) for name in ("torchvision", "numpy", "scikit-learn")}
@@ -149,6 +149,8 @@ def cpu_name() -> str:
 
 def resume_command(argv: list[str]) -> str:
     """The command that goes on with the run that `argv` began."""
+    if distributed.under_torchrun():
+        return "the same torchrun command, with --resume at its end"
     others = [word for word in argv if word not in ("--resume", "--overwrite", "--extend")]
     name = Path(sys.executable).name
     python = name if shutil.which(name) == sys.executable else sys.executable  # with no virtual environment activated

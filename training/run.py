@@ -12,13 +12,16 @@ import torch
 from torch import nn
 
 from training import checkpoint, console, distributed, history
-from training.data.loader import ImageLoader, save_contact_sheet
+from training.data.contact_sheet import save_contact_sheet
+from training.data.loader import ImageLoader
 from training.engine import EpochSums
 from training.errors import RunError
 from training.provenance import refuse_other_run, resume_command, warn_of_other_machine
 from training.run_folder import RunFolder
 from training.signals import DeferredSignals, StopRequested
 from training.tensorboard import require_tensorboard, tensorboard
+
+NUM_STATES = 2  # numbers, at most, that an optimizer keeps for each weight
 
 
 class Run:
@@ -101,8 +104,7 @@ class Run:
 
     def _begin_in_folder(self, folder: RunFolder, model: nn.Module, start: dict[str, Any], new: bool) -> None:
         num_kept = 2 + math.ceil(self.config.num_epochs / self.config.save_every)  # best, final and those between
-        num_states = 1 if self.config.optimizer == "sgd" else 2  # muon: 1 of most weights, 2 of the others
-        folder.require_space(model, num_states, num_kept, resumed=not self.overwrite)
+        folder.require_space(model, NUM_STATES, num_kept, resumed=not self.overwrite)
         if self.overwrite:
             folder.move_aside()
         if new:  # an extended run is new in this: its settings are not those of its folder

@@ -1,4 +1,4 @@
-"""Crop, flip and erasing do what they say, at their rates; an image's draws follow from seed, epoch and index alone."""
+"""Crop, flip and erasing are right and come at their rates; an image's draws depend on seed, epoch and index alone."""
 
 import math
 from dataclasses import replace
@@ -33,26 +33,26 @@ def assert_rate(count: int, total: int, probability: float) -> None:
 @pytest.mark.parametrize("padding", [1, 4])
 def test_random_crop_is_padding_with_black_and_slicing(padding):
     side, height, width = 2 * padding + 1, 8, 10
-    places = np.indices((side, side)).reshape(2, -1).T  # each top and left once
-    images = torch.randint(1, 256, (len(places), 3, height, width), dtype=torch.uint8)
-    cropped = random_crop(images, torch.from_numpy((places + 0.5) / side), padding)
-    for image, crop, (top, left) in zip(images.numpy(), cropped.numpy(), places, strict=True):
+    positions = np.indices((side, side)).reshape(2, -1).T  # each (top, left) once
+    images = torch.randint(1, 256, (len(positions), 3, height, width), dtype=torch.uint8)
+    cropped = random_crop(images, torch.from_numpy((positions + 0.5) / side), padding)
+    for image, crop, (top, left) in zip(images.numpy(), cropped.numpy(), positions, strict=True):
         padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)))
         np.testing.assert_array_equal(crop, padded[:, top : top + height, left : left + width])
 
 
-def test_random_crop_takes_every_place_equally_often():
+def test_random_crop_chooses_every_position_equally_often():
     num_images, padding = 50_000, 4
     numbered = torch.arange(81, dtype=torch.uint8).view(1, 1, 9, 9).expand(num_images, 1, 9, 9)
     cropped = random_crop(numbered, draw("crop", num_images), padding)
-    places = cropped[:, 0, padding, padding].long()  # the pixel that stood at (top, left)
-    counts = torch.bincount(places, minlength=81)
+    positions = cropped[:, 0, padding, padding].long()  # the number of the pixel that was at (top, left)
+    counts = torch.bincount(positions, minlength=81)
     assert len(counts) == 81
     for count in counts.tolist():
         assert_rate(count, num_images, 1 / 81)
 
 
-def test_the_smallest_and_the_largest_draw_stay_inside():
+def test_the_smallest_and_largest_draws_stay_in_range():
     image = torch.full((1, 1, 9, 9), 255, dtype=torch.uint8)
     for padding in range(1, 9):
         for value, corner in ((0.0, (-1, -1)), (LARGEST_DRAW, (0, 0))):
@@ -64,7 +64,7 @@ def test_the_smallest_and_the_largest_draw_stay_inside():
         assert augment(image.expand(1, 3, 9, 9), draws).shape == (1, 3, 9, 9)
 
 
-def test_flip_mirrors_half_of_the_images_and_changes_nothing_else():
+def test_flip_mirrors_half_of_the_images_and_keeps_the_others():
     images = random_images(2000, 4)
     flipped = Augmentation(horizontal_flip=True)(images, {"flip": draw("flip", len(images))})
     mirrored = [np.array_equal(new, old[..., ::-1]) for new, old in zip(flipped.numpy(), images.numpy(), strict=True)]
@@ -74,13 +74,13 @@ def test_flip_mirrors_half_of_the_images_and_changes_nothing_else():
 
 
 def boxes_of(erased: Tensor) -> Tensor:
-    """Top, left, height and width of what is black in each image (n, 1, H, W)."""
+    """Top, left, height and width of the black box in each image (n, 1, H, W)."""
     black = erased[:, 0] == 0
     rows, columns = black.any(dim=2).int(), black.any(dim=1).int()
     return torch.stack([rows.argmax(1), columns.argmax(1), rows.sum(1), columns.sum(1)], dim=1)
 
 
-def test_an_erased_box_is_what_torchvision_erases_there():
+def test_a_box_is_erased_as_torchvision_erases_it():
     images = random_images(200).clamp(min=1)
     erased = random_erasing(images, draw("erasing", len(images)), 1.0)
     for image, found, box in zip(images, erased, boxes_of(erased).tolist(), strict=True):
@@ -90,7 +90,7 @@ def test_an_erased_box_is_what_torchvision_erases_there():
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (8, 48)])
-def test_erased_boxes_have_torchvisions_places_areas_and_aspects(height, width):
+def test_erased_boxes_have_torchvisions_positions_areas_and_aspects(height, width):
     white = torch.full((20_000, 1, height, width), 255, dtype=torch.uint8)
     top, left, box_height, box_width = boxes_of(random_erasing(white, draw("erasing", len(white)), 1.0)).double().T
     torch.manual_seed(0)
@@ -104,13 +104,13 @@ def test_erased_boxes_have_torchvisions_places_areas_and_aspects(height, width):
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.25, 1.0])
-def test_as_many_images_are_erased_as_asked(probability):
+def test_images_are_erased_at_the_given_probability(probability):
     white = torch.full((100_000, 1, 8, 8), 255, dtype=torch.uint8)
     erased = random_erasing(white, draw("erasing", len(white)), probability)
     assert_rate(int((erased == 0).any(dim=3).any(dim=2).sum()), len(white), probability)
 
 
-def test_the_largest_draws_put_a_box_whole_into_the_far_corner():
+def test_the_largest_draws_put_a_whole_box_into_the_far_corner():
     white, sizes = torch.full((500, 3, 16, 16), 255, dtype=torch.uint8), torch.rand(500, 2 * ERASING_ATTEMPTS)
     near = random_erasing(white, torch.cat([torch.zeros(500, 3), sizes], dim=1), 1.0)
     far = random_erasing(white, torch.cat([torch.full((500, 3), LARGEST_DRAW), sizes], dim=1), 1.0)
@@ -118,13 +118,13 @@ def test_the_largest_draws_put_a_box_whole_into_the_far_corner():
     assert torch.equal(far, near.flip(2, 3))
 
 
-def test_without_a_part_an_image_keeps_its_pixels():
+def test_an_empty_augmentation_changes_no_pixel():
     images = random_images(50)
     assert torch.equal(Augmentation()(images, EVERYTHING.draw(0, 0, 50)), images)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_an_image_gets_the_same_pixels_in_any_chunk_and_the_source_keeps_its_own(policy):
+def test_an_image_gets_the_same_pixels_in_any_chunk_and_the_input_is_not_changed(policy):
     images, augment = random_images(100), replace(EVERYTHING, policy=policy)
     source, draws = images.clone(), augment.draw(1, 2, len(images))
     whole = augment(images, draws)
@@ -139,7 +139,7 @@ def test_an_image_gets_the_same_pixels_in_any_chunk_and_the_source_keeps_its_own
 
 
 def test_draws_are_pinned():
-    """A change that moves them changes every result of the repository: it should be meant."""
+    """A change of the draws changes every result of this repository: make it on purpose only."""
     draws = {name: (values[7] * 2**24).tolist() for name, values in EVERYTHING.draw(42, 3, 50_000).items()}
     assert draws["crop"] == [248804, 5234006]
     assert draws["flip"] == [558397]
@@ -147,9 +147,9 @@ def test_draws_are_pinned():
     assert draws["erasing"][:5] == [15464950, 10271242, 16519722, 13067769, 14374689]
 
 
-def test_an_images_draws_depend_on_seed_epoch_and_index_only():
+def test_an_images_draws_depend_on_seed_epoch_and_index_alone():
     many = EVERYTHING.draw(42, 3, 50_000)
-    torch.manual_seed(1)  # the global generator has no say
+    torch.manual_seed(1)  # the global generator does not matter
     for num_images in (1, 8, 1437):
         few = EVERYTHING.draw(42, 3, num_images)
         assert few.keys() == many.keys()
@@ -159,9 +159,9 @@ def test_an_images_draws_depend_on_seed_epoch_and_index_only():
         assert not any(torch.isin(others[name], many[name][:8]).any() for name in many)
 
 
-def test_a_part_more_or_less_moves_no_other_parts_draws():
+def test_a_purpose_added_or_removed_does_not_change_the_draws_of_the_others():
     many, few = EVERYTHING.draw(42, 3, 100), Augmentation().draw(42, 3, 100)
     assert few.keys() == {"crop", "flip", "auto_augment"}
     assert all(torch.equal(few[name], many[name]) for name in few)
     columns = torch.cat([*many.values()], dim=1)
-    assert len(columns.unique()) > 0.99 * columns.numel()  # and no two share their numbers
+    assert len(columns.unique()) > 0.99 * columns.numel()  # no two purposes share numbers

@@ -1,4 +1,4 @@
-"""The policies give each image of a chunk what torchvision gives it alone, at the rates of their papers."""
+"""In a chunk, each image gets the pixels that torchvision gives it alone; operations come at their papers' rates."""
 
 import math
 from collections import Counter
@@ -10,14 +10,14 @@ from torchvision.transforms import AutoAugmentPolicy, InterpolationMode, v2
 
 from training.data.augment import OPERATIONS, POLICIES, SIGNED, Augmentation, apply_operations, magnitude_table
 
-TORCHVISION: dict[str, tuple] = {  # its own transform for each policy, and how many levels that has
+TORCHVISION: dict[str, tuple] = {  # torchvision's transform for each policy, and its number of levels
     "cifar10": (v2.AutoAugment(AutoAugmentPolicy.CIFAR10), 10),
     "imagenet": (v2.AutoAugment(AutoAugmentPolicy.IMAGENET), 10),
     "svhn": (v2.AutoAugment(AutoAugmentPolicy.SVHN), 10),
     "randaugment": (v2.RandAugment(), 31),
     "trivialaugment": (v2.TrivialAugmentWide(), 31),
 }
-SPACES = ["cifar10", "randaugment", "trivialaugment"]  # AutoAugment's policies share one
+SPACES = ["cifar10", "randaugment", "trivialaugment"]  # AutoAugment's policies have the same operations and levels
 NUM_DRAWS = 100_000
 
 
@@ -26,7 +26,7 @@ def draw(num_images: int) -> Tensor:
 
 
 def sample_images(num_random: int, size: int = 32) -> Tensor:
-    """Random ones, and the extremes: black, white, one colour, one grey level, few levels, a ramp, a single pixel."""
+    """Random images and extremes: black, white, one colour, one grey level, few levels, a ramp, a single pixel."""
     generator = torch.Generator().manual_seed(0)
     special = torch.zeros(7, 3, size, size, dtype=torch.uint8)
     special[1] = 255
@@ -39,7 +39,7 @@ def sample_images(num_random: int, size: int = 32) -> Tensor:
 
 
 def by_torchvision(policy: str, image: Tensor, name: str, level: int, negative: bool) -> Tensor:
-    """torchvision's own transform of a single image, at a level of its own table."""
+    """A single image transformed by torchvision, with the magnitude of torchvision's table."""
     transform, num_levels = TORCHVISION[policy]
     table, signed = transform._AUGMENTATION_SPACE[name]
     values = table(num_levels, *image.shape[-2:])
@@ -51,7 +51,7 @@ def by_torchvision(policy: str, image: Tensor, name: str, level: int, negative: 
 
 @pytest.mark.parametrize("size", [8, 32, 33, 224])
 @pytest.mark.parametrize("policy", SPACES)
-def test_operations_magnitudes_and_signs_are_those_of_torchvisions_table(policy, size):
+def test_operations_magnitudes_and_signs_are_those_of_torchvisions_tables(policy, size):
     transform, num_levels = TORCHVISION[policy]
     magnitudes = magnitude_table(num_levels, size, wide=policy == "trivialaugment")
     for name, (table, signed) in transform._AUGMENTATION_SPACE.items():
@@ -62,14 +62,14 @@ def test_operations_magnitudes_and_signs_are_those_of_torchvisions_table(policy,
 
 
 @pytest.mark.parametrize("policy", SPACES)
-def test_a_batch_of_every_operation_level_and_sign_gets_what_torchvision_gives_each_image(policy):
+def test_a_chunk_of_every_operation_level_and_sign_has_the_pixels_of_torchvision(policy):
     transform, num_levels = TORCHVISION[policy]
     magnitudes, images = magnitude_table(num_levels, 32, wide=policy == "trivialaugment"), sample_images(2)
     names = list(magnitudes)
     cases = [
         (name, level, negative, number)
         for name, (table, signed) in transform._AUGMENTATION_SPACE.items()
-        for level in range(num_levels if table(num_levels, 32, 32) is not None else 2)  # a level too much has no effect
+        for level in range(num_levels if table(num_levels, 32, 32) is not None else 2)  # levels have no effect there
         for negative in (False, True)
         for number in range(len(images))
     ]
@@ -83,7 +83,7 @@ def test_a_batch_of_every_operation_level_and_sign_gets_what_torchvision_gives_e
 
 
 def steps(policy: str, row: list[float], magnitude: int) -> list[tuple[str, int, bool]]:
-    """What an image with these draws goes through: operation, level, sign."""
+    """The operations applied to an image with these draws: name, level, whether the sign is negative."""
     transform, num_levels = TORCHVISION[policy]
     names = list(transform._AUGMENTATION_SPACE)
     if policy == "trivialaugment":
@@ -97,7 +97,7 @@ def steps(policy: str, row: list[float], magnitude: int) -> list[tuple[str, int,
 @pytest.mark.parametrize(("policy", "size", "magnitude"), [(policy, 32, 9) for policy in POLICIES] + [
     ("cifar10", 24, 9), ("randaugment", 24, 30), ("randaugment", 24, 0), ("trivialaugment", 24, 9),
 ])  # fmt: skip
-def test_a_policy_gives_each_image_what_torchvision_gives_it_alone(policy, size, magnitude):
+def test_a_policy_gives_each_image_the_pixels_of_torchvision(policy, size, magnitude):
     images = sample_images(393, size)
     draws = draw(len(images))
     augmented = Augmentation(policy=policy, magnitude=magnitude)(images, {"auto_augment": draws})
@@ -114,7 +114,7 @@ def assert_rate(count: int, total: int, probability: float) -> None:
 
 @pytest.fixture
 def recorded(monkeypatch) -> Counter[tuple[str, float]]:
-    """The images for which each operation is called, by its name and magnitude; they stay what they are."""
+    """The number of images that each operation is called for, by name and magnitude; the images are not changed."""
     counts: Counter[tuple[str, float]] = Counter()
     for name in OPERATIONS:
         monkeypatch.setitem(OPERATIONS, name, lambda x, m, name=name: counts.update({(name, m): len(x)}) or x)
@@ -122,7 +122,7 @@ def recorded(monkeypatch) -> Counter[tuple[str, float]]:
 
 
 def rates(policy: str, name: str, level: int, rate: float) -> Counter[tuple[str, float]]:
-    """At what rates an operation is called with each magnitude, when it is drawn at `rate`; for images of a pixel."""
+    """The rate of each (name, magnitude), for an operation that is drawn at `rate`, on images of one pixel."""
     transform, num_levels = TORCHVISION[policy]
     table, signed = transform._AUGMENTATION_SPACE[name]
     values = table(num_levels, 1, 1)
@@ -140,14 +140,14 @@ def assert_called_at(expected: Counter, recorded: Counter, policy: str, draws: T
 
 
 @pytest.mark.parametrize("policy", ["cifar10", "imagenet", "svhn"])
-def test_auto_augments_pairs_their_operations_and_signs_come_at_the_policys_rates(policy, recorded):
+def test_autoaugments_pairs_operations_and_signs_come_at_the_policys_rates(policy, recorded):
     draws = draw(NUM_DRAWS)
     for number, pair in enumerate(TORCHVISION[policy][0]._policies):
         rows = draws[(25 * draws[:, 0]).long() == number]
         assert_rate(len(rows), NUM_DRAWS, 1 / 25)
         for step, (name, probability, level) in enumerate(pair):
             alone = rows.clone()
-            alone[:, 3 - 2 * step] = 1.0  # the chance of the other operation: it never happens
+            alone[:, 3 - 2 * step] = 1.0  # the other operation is never applied
             assert_called_at(rates(policy, name, level or 0, probability), recorded, policy, alone)
 
 
@@ -156,7 +156,7 @@ def test_randaugments_operations_and_signs_come_equally_often(recorded):
     expected = sum((rates("randaugment", name, 9, 1 / 14) for name in operations), Counter())
     for other in (2, 0):
         alone = draw(NUM_DRAWS)
-        alone[:, other] = 0.0  # the other operation: Identity, which is never called
+        alone[:, other] = 0.0  # the other operation is Identity, which is never called
         assert_called_at(expected, recorded, "randaugment", alone)
 
 

@@ -1,8 +1,8 @@
-"""Datasets arrive whole, in the right layout and split, and their loaders show what was asked for."""
+"""Datasets are read whole, in the right layout and splits, and their loaders have the settings asked for."""
 
 import zlib
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -11,8 +11,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from config_vit_cifar10 import TrainConfig
 from training.data import Dataset, channel_stats, get_cifar10_dataloaders, load_dataset
 from training.data.augment import Augmentation
+from training.data.datasets import READERS
 from training.data.loader import normalize
 from training.data.mix import Mixing
 from training.errors import UsageError
@@ -31,10 +33,14 @@ def pil_resized(image: Tensor, size: int) -> np.ndarray:
     return np.array(pixels.resize((size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
 
 
+def test_the_config_offers_exactly_the_datasets_that_can_be_read():
+    assert sorted(get_args(get_type_hints(TrainConfig)["dataset"])) == sorted(READERS)
+
+
 # --- digits ---
 
 
-def test_digits_are_scikit_learns_images_in_a_stratified_split_that_never_moves():
+def test_digits_are_scikit_learns_images_in_a_fixed_stratified_split():
     dataset = load_dataset("digits", "", img_size=8)
     assert (len(dataset.train_images), len(dataset.test_images)) == (1437, 360)
     pixels, labels = load_digits(return_X_y=True)
@@ -49,14 +55,14 @@ def test_digits_are_scikit_learns_images_in_a_stratified_split_that_never_moves(
     assert dataset.test_labels[:10].tolist() == [3, 1, 5, 4, 6, 9, 7, 0, 2, 8]
 
 
-def test_resized_digits_are_what_pillow_makes_of_them():
+def test_digits_are_resized_as_pillow_does_it():
     small, large = (load_dataset("digits", "", img_size=size).test_images[:50] for size in (8, 32))
     expected = np.stack([pil_resized(image, 32) for image in small])
     np.testing.assert_allclose(large.numpy(), expected, atol=1)
 
 
 @pytest.mark.parametrize("mirrorable", [False, True])
-def test_digits_are_never_mirrored_and_what_may_be_is_every_other_time(mirrorable):
+def test_digits_are_never_flipped_and_mirrorable_images_are_half_of_the_time(mirrorable):
     digits = load_dataset("digits", "", img_size=8)
     if mirrorable:
         digits = replace(digits, mirrorable=True)
@@ -71,7 +77,7 @@ def test_digits_are_never_mirrored_and_what_may_be_is_every_other_time(mirrorabl
         assert unchanged == 1437
 
 
-# --- CIFAR; how its archive comes is test_download.py's ---
+# --- CIFAR; its download is tested in test_download.py ---
 
 
 @pytest.mark.parametrize("cifar", ["cifar10", "cifar100"], indirect=True)
@@ -92,7 +98,7 @@ def test_an_archive_is_read_as_red_green_and_blue_planes(cifar):
     assert load_dataset(cifar.name, folder, img_size=16).train_images.shape == (20, 3, 16, 16)
 
 
-def test_the_loaders_read_cifar10_by_themselves(cifar):
+def test_get_cifar10_dataloaders_reads_cifar10_by_default(cifar):
     train_loader, test_loader = get_cifar10_dataloaders(data_dir=str(cifar.path.parent), batch_size=8)
     assert (len(train_loader.images), len(test_loader.images)) == (20, 6)
 
@@ -145,8 +151,8 @@ def test_the_validation_split_is_stratified_apart_from_training_and_never_augmen
     assert train | val == as_set(dataset.train_images)
     number = {image.numpy().tobytes(): label for image, label in zip(dataset.train_images, range(300), strict=True)}
     for loader in (train_loader, val_loader):
-        of = [number[image.numpy().tobytes()] for image in loader.images]
-        assert torch.equal(dataset.train_labels[of], loader.labels)
+        index = [number[image.numpy().tobytes()] for image in loader.images]
+        assert torch.equal(dataset.train_labels[index], loader.labels)
     for epoch in (0, 1):
         val_loader.set_epoch(epoch)
         [(images, labels)] = val_loader
@@ -162,7 +168,7 @@ def test_fewer_training_images_keep_the_classes_shares_and_the_validation_split(
     assert torch.equal(val_loader.images, val_of_all.images)
     assert not as_set(train_loader.images) & as_set(val_loader.images)
     mean, std = channel_stats(dataset.train_images)
-    assert train_loader.stats == {"mean": mean, "std": std}  # measured on all of them
+    assert train_loader.stats == {"mean": mean, "std": std}  # those of all training images
 
 
 def test_unequal_classes_keep_their_shares():
@@ -182,20 +188,20 @@ def test_the_split_is_a_function_of_the_seed():
 @pytest.mark.parametrize(
     ("sizes", "named"),
     [
-        ({"val_size": 9}, "val_size"),  # not one of each class
-        ({"val_size": 291}, "val_size"),  # or not one left
+        ({"val_size": 9}, "val_size"),  # fewer than one of each class
+        ({"val_size": 291}, "val_size"),  # fewer than one of each class would be left
         ({"val_size": 301}, "val_size"),
         ({"max_train_images": 301}, "max_train_images"),
         ({"max_train_images": 251, "val_size": 50}, "max_train_images"),
     ],
 )
-def test_sizes_that_the_data_does_not_have_are_refused_by_name(sizes, named):
+def test_sizes_that_do_not_fit_the_data_are_refused_by_name(sizes, named):
     with pytest.raises(UsageError, match=named):
         get_cifar10_dataloaders(ten_classes(), **sizes)
 
 
 @pytest.mark.parametrize("sizes", [{"val_size": 10}, {"val_size": 290}, {"max_train_images": 250, "val_size": 50}])
-def test_the_largest_and_smallest_sizes_that_fit_are_taken(sizes):
+def test_the_largest_and_smallest_sizes_that_fit_are_accepted(sizes):
     train_loader, val_loader = get_cifar10_dataloaders(ten_classes(), **sizes)
     assert len(val_loader.images) == sizes["val_size"]
     assert set(val_loader.labels.tolist()) == set(train_loader.labels.tolist()) == set(range(10))
@@ -210,20 +216,20 @@ def test_by_default_the_training_images_have_the_recipes_augmentation():
     assert eval_loader.augmentation is None
 
 
-def test_what_was_asked_for_reaches_the_training_loader_only():
-    asked: dict[str, Any] = {
+def test_training_settings_reach_the_training_loader_only():
+    settings: dict[str, Any] = {
         "augmentation": Augmentation(erasing=0.5), "mixing": Mixing(10, mixup_alpha=0.2), "num_workers": 2,
         "batch_size": 20, "rank": 1, "world_size": 2,
     }  # fmt: skip
-    train_loader, eval_loader = get_cifar10_dataloaders(ten_classes(), seed=7, **asked)
-    for name, value in {**asked, "shuffle_seed": 7}.items():
+    train_loader, eval_loader = get_cifar10_dataloaders(ten_classes(), seed=7, **settings)
+    for name, value in {**settings, "shuffle_seed": 7}.items():
         assert getattr(train_loader, name) == value
     [(images, labels)] = eval_loader  # this rank's half, without mixing or augmentation
     assert images.shape == (20, 3, 8, 8)
     assert labels.ndim == 1
 
 
-def test_ranks_split_the_evaluation_images_without_overlap_or_gap():
+def test_the_ranks_shares_of_the_evaluation_images_interleave_to_all_of_them():
     whole = torch.cat([images for images, _ in get_cifar10_dataloaders(ten_classes())[1]])
     merged = torch.empty_like(whole)
     for rank in range(3):

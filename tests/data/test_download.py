@@ -1,9 +1,12 @@
-"""An archive arrives whole or not at all: tried on a local server that cuts, damages, refuses, lies and hangs."""
+"""An archive arrives whole or not at all: tested with a local server that cuts, damages, refuses, drips and hangs."""
 
+import contextlib
 import hashlib
 import io
 import tarfile
 import threading
+import time
+from collections.abc import Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,10 +19,11 @@ from training.data import download, load_dataset
 from training.errors import RunError, UsageError
 
 ARCHIVE = datasets.CIFAR10.filename
+DRIPS, DRIP_SECONDS = 40, 0.1  # an archive that drips comes in so many pieces, with so long a wait after each
 
 
 class Mirror(ThreadingHTTPServer):
-    """Serves one archive at every address, with the fault it is told to have, and keeps what it was asked for."""
+    """Serves one archive at every address, with the chosen fault, and records the requests."""
 
     def __init__(self, content: bytes):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -56,6 +60,11 @@ class Handler(BaseHTTPRequestHandler):
         if "no length" not in fault:
             self.send_header("Content-Length", str(len(content)))
         self.end_headers()
+        if fault == "drips":
+            for start in range(0, len(content), len(content) // DRIPS):
+                self.wfile.write(content[start : start + len(content) // DRIPS])
+                mirror.closing.wait(DRIP_SECONDS)
+            return
         self.wfile.write(content[: len(content) * 7 // 8] if "stops" in fault else content)
         if fault == "stops and hangs":
             mirror.closing.wait()
@@ -72,7 +81,7 @@ def mirror(cifar):
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Where the data goes; there is nothing yet."""
+    """The data folder, which does not exist yet."""
     return tmp_path / "data"
 
 
@@ -87,7 +96,7 @@ def assert_whole(dataset, cifar) -> None:
 
 
 def error_of(folder: Path, url: str = "") -> str:
-    """The one line that getting the data ends with; it names the three ways out."""
+    """The one line of the error that the download ends with; it names the three ways out."""
     with pytest.raises(RunError) as caught:
         get(folder, url)
     line = str(caught.value)
@@ -103,7 +112,7 @@ def names_in(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("address", [f"/{ARCHIVE}", "/another name.tgz", "", "/"])
-def test_a_mirror_is_the_address_of_the_archive_or_of_its_folder_and_asked_once(cifar, mirror, folder, address):
+def test_a_mirror_is_the_address_of_the_archive_or_its_folder_and_is_asked_once(cifar, mirror, folder, address):
     url = (mirror.url + address).replace(" ", "%20")
     assert_whole(get(folder, url), cifar)
     path = f"/mirror{address.replace(' ', '%20')}" if address.endswith("gz") else f"/mirror/{ARCHIVE}"
@@ -120,7 +129,7 @@ def test_without_a_mirror_the_official_address_is_asked(cifar, mirror, folder, m
 
 
 class SeenBar(tqdm):
-    seen: "SeenBar"  # the last one
+    seen: "SeenBar"  # the bar that was created last
 
     def __init__(self, *args, **arguments):
         super().__init__(*args, **arguments | {"disable": False, "file": io.StringIO()})
@@ -128,7 +137,7 @@ class SeenBar(tqdm):
 
 
 @pytest.mark.parametrize("has_ranges", [True, False])
-def test_a_download_that_broke_off_goes_on_where_it_was(cifar, mirror, folder, has_ranges, monkeypatch):
+def test_a_download_that_broke_off_is_resumed(cifar, mirror, folder, has_ranges, monkeypatch):
     monkeypatch.setattr(download, "tqdm", SeenBar)
     mirror.fault, mirror.has_ranges = "stops", has_ranges
     partial, kept = folder / f"{ARCHIVE}.part", []
@@ -145,8 +154,69 @@ def test_a_download_that_broke_off_goes_on_where_it_was(cifar, mirror, folder, h
     assert (SeenBar.seen.n, SeenBar.seen.total) == (len(mirror.content), len(mirror.content))
 
 
+def test_a_slow_server_has_all_the_time_it_needs(cifar, mirror, folder, monkeypatch):
+    monkeypatch.setattr(download, "TIMEOUT", DRIPS * DRIP_SECONDS / 4)
+    mirror.fault, start = "drips", time.monotonic()
+    assert_whole(get(folder, mirror.url), cifar)
+    assert time.monotonic() - start > 3 * download.TIMEOUT
+    assert len(mirror.asked) == 1
+
+
+def lines_of_download(mirror: Mirror, path: Path, capsys) -> list[str]:
+    """What a download of a file of 25 MB prints; a `.part` that is there is resumed."""
+    mirror.content = bytes(25_000_000)
+    with contextlib.suppress(RunError):
+        download.download(mirror.url, path, hashlib.md5(mirror.content).hexdigest())
+    return capsys.readouterr().out.splitlines()
+
+
+def assert_tenths(lines: list[str], tenths: Iterable[int]) -> None:
+    """Each line says how many MB, and what percentage of 25 MB, have come."""
+    for line, tenth in zip(lines, tenths, strict=True):
+        number, percent = line.strip().removesuffix("%)").split(" MB (")
+        assert float(number) == pytest.approx(2.5 * tenth, abs=0.2)
+        assert int(percent) == 10 * tenth
+
+
+def test_without_a_terminal_a_line_names_size_and_source_and_others_follow_every_ten_percent(mirror, tmp_path, capsys):
+    first, *lines = lines_of_download(mirror, tmp_path / "file", capsys)
+    assert first == f"Downloading {mirror.url} (25.0 MB)"
+    assert_tenths(lines, range(1, 11))
+
+
+def test_the_lines_of_a_resumed_download_count_what_was_there(mirror, tmp_path, capsys):
+    mirror.fault = "stops"  # after 7/8
+    assert_tenths(lines_of_download(mirror, tmp_path / "file", capsys)[1:], range(1, 9))
+    mirror.fault = ""
+    first, *lines = lines_of_download(mirror, tmp_path / "file", capsys)
+    assert first == f"Downloading {mirror.url} (25.0 MB, 21.9 MB of it are here)"
+    assert_tenths(lines, [9, 10])
+
+
+def test_where_the_size_is_unknown_a_line_comes_every_20_megabytes(mirror, tmp_path, capsys):
+    mirror.fault = "no length"
+    assert lines_of_download(mirror, tmp_path / "file", capsys) == [
+        f"Downloading {mirror.url} (size unknown)", "  20.0 MB",
+    ]  # fmt: skip
+
+
+def test_each_line_is_in_the_log_at_once(tmp_path):
+    log, blocks = tmp_path / "log", [bytes(1_000_000)] * 10
+    with open(log, "w") as file, contextlib.redirect_stdout(file):
+        for number, _ in enumerate(download.show_progress(blocks, "URL", 0, 10_000_000), start=1):
+            lines = [f"  {i}.0 MB ({10 * i}%)" for i in range(1, number + 1)]
+            assert log.read_text().splitlines() == ["Downloading URL (10.0 MB)", *lines]
+
+
+def test_on_a_terminal_a_bar_stands_in_for_the_lines(cifar, mirror, folder, capsys, monkeypatch):
+    monkeypatch.setattr(download, "tqdm", SeenBar)
+    assert_whole(get(folder, mirror.url), cifar)
+    assert capsys.readouterr().out == ""
+    assert SeenBar.seen.n == len(mirror.content)
+
+
 @pytest.mark.parametrize("fault", ["hangs", "stops and hangs"])
-def test_a_server_that_falls_silent_is_given_up(cifar, mirror, folder, fault, monkeypatch):
+def test_a_server_that_sends_nothing_for_too_long_is_given_up(cifar, mirror, folder, fault, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(download, "TIMEOUT", 0.3)
         mirror.fault = fault
@@ -165,7 +235,7 @@ def test_a_server_that_falls_silent_is_given_up(cifar, mirror, folder, fault, mo
         ("flipped byte", "md5"), ("stops, no length", "md5"), ("404", "404"), ("503", "503"), ("web page", "web page"),
     ],
 )  # fmt: skip
-def test_what_is_not_the_archive_is_refused_and_nothing_is_left_of_it(cifar, mirror, folder, fault, said):
+def test_what_is_not_the_archive_is_refused_and_removed(cifar, mirror, folder, fault, said):
     mirror.fault = fault
     line = error_of(folder, mirror.url)
     assert said in line
@@ -177,7 +247,7 @@ def test_what_is_not_the_archive_is_refused_and_nothing_is_left_of_it(cifar, mir
 
 
 @pytest.mark.parametrize("fault", ["404", "503", "web page", "hangs"])
-def test_a_refusal_costs_nothing_of_what_came_before(cifar, mirror, folder, fault, monkeypatch):
+def test_a_server_error_keeps_what_was_downloaded_before(cifar, mirror, folder, fault, monkeypatch):
     mirror.fault = "stops"
     error_of(folder, mirror.url)
     partial = (folder / f"{ARCHIVE}.part").read_bytes()
@@ -191,14 +261,14 @@ def test_a_refusal_costs_nothing_of_what_came_before(cifar, mirror, folder, faul
     assert mirror.asked[-1][1] == f"bytes={len(partial)}-"
 
 
-def test_a_server_need_not_say_how_much_comes(cifar, mirror, folder):
+def test_a_server_need_not_send_the_length(cifar, mirror, folder):
     mirror.fault = "no length"
     assert_whole(get(folder, mirror.url), cifar)
 
 
 @pytest.mark.parametrize("has_ranges", [True, False])
 @pytest.mark.parametrize("length", [0, 1000, 10**6])
-def test_the_beginning_of_another_file_is_thrown_away(cifar, mirror, folder, length, has_ranges):
+def test_the_part_of_another_file_is_replaced(cifar, mirror, folder, length, has_ranges):
     mirror.has_ranges = has_ranges
     folder.mkdir()
     (folder / f"{ARCHIVE}.part").write_bytes(bytes(length))
@@ -207,7 +277,7 @@ def test_the_beginning_of_another_file_is_thrown_away(cifar, mirror, folder, len
     assert names_in(folder) == {ARCHIVE, datasets.CIFAR10.base_folder}
 
 
-def test_the_beginning_of_another_file_and_a_wrong_archive_leave_nothing(mirror, folder):
+def test_the_part_of_another_file_and_a_wrong_archive_are_both_removed(mirror, folder):
     folder.mkdir()
     (folder / f"{ARCHIVE}.part").write_bytes(bytes(1000))
     mirror.fault = "flipped byte"
@@ -215,7 +285,7 @@ def test_the_beginning_of_another_file_and_a_wrong_archive_leave_nothing(mirror,
     assert names_in(folder) == set()
 
 
-def test_a_part_that_is_already_whole_is_the_archive(cifar, mirror, folder):
+def test_a_part_that_is_already_complete_becomes_the_archive(cifar, mirror, folder):
     folder.mkdir()
     (folder / f"{ARCHIVE}.part").write_bytes(mirror.content)
     assert_whole(get(folder, mirror.url), cifar)
@@ -227,12 +297,12 @@ def test_an_archive_put_there_by_hand_is_used_without_a_request(cifar, mirror, f
     (folder / ARCHIVE).write_bytes(mirror.content)
     assert_whole(get(folder, mirror.url), cifar)
     batch = folder / datasets.CIFAR10.base_folder / "data_batch_1"
-    batch.write_bytes(batch.read_bytes()[:-1])  # a damaged file of it is unpacked anew
+    batch.write_bytes(batch.read_bytes()[:-1])  # a damaged file is replaced from the archive
     assert_whole(get(folder, mirror.url), cifar)
     assert mirror.asked == []
 
 
-def test_an_archive_put_there_by_hand_that_is_another_is_refused_and_left_alone(mirror, folder):
+def test_a_wrong_archive_put_there_by_hand_is_refused_and_kept(mirror, folder):
     folder.mkdir()
     (folder / ARCHIVE).write_bytes(mirror.content[:-1])
     line = error_of(folder, mirror.url)
@@ -250,7 +320,7 @@ def test_without_a_network_one_line_names_the_ways_out(cifar, closed_url, folder
 
 
 @pytest.mark.parametrize("url", ["no-url", "http://no host/", "http://127.0.0.1:port/", Path(__file__).as_uri()])
-def test_an_address_that_is_none_is_one_line_too(folder, url):
+def test_an_invalid_address_is_one_line_too(folder, url):
     assert url in error_of(folder, url)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of any mode and size become RGB of one size, and what can't be read is named."""
+"""Pictures of any mode and size become RGB of one size; an error names the picture that can't be read."""
 
 import contextlib
 import io
@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
+from torchvision import datasets
 
 from training.data import load_dataset
-from training.data.image_folder import read_image, read_image_folder
+from training.data.image_folder import EXTENSIONS, find_samples, read_image, read_image_folder
 from training.errors import RunError
 
 
@@ -57,11 +58,11 @@ def test_pictures_of_any_mode_become_rgb(image_folder, name, image, expected):
     )
 
 
-def test_a_picture_is_turned_as_its_exif_says(tmp_path):
+def test_a_picture_is_rotated_as_its_exif_orientation_says(tmp_path):
     pixels = np.zeros((16, 32, 3), np.uint8)
     pixels[:, :16, 0] = 255  # the left half is red
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees clockwise
+    exif[0x0112] = 6  # the camera was turned: it is shown rotated by 90 degrees clockwise
     image = read_image(save(tmp_path / "turned.png", Image.fromarray(pixels), exif=exif), 8)
     assert image[0, :3].min() == 255  # the top half is
     assert image[0, 5:].max() == 0
@@ -71,7 +72,7 @@ def test_pictures_of_other_sizes_are_resized_as_pillow_does_it(tmp_path):
     for width, height in ((8, 8), (20, 13), (3, 50)):
         pixels = np.random.default_rng(0).integers(256, size=(height, width, 3), dtype=np.uint8)
         image = read_image(save(tmp_path / "picture.png", Image.fromarray(pixels)), 8)
-        by_pillow = Image.fromarray(pixels).resize((8, 8), Image.Resampling.BILINEAR)  # it averages what it shrinks
+        by_pillow = Image.fromarray(pixels).resize((8, 8), Image.Resampling.BILINEAR)  # with antialiasing
         np.testing.assert_array_equal(image.permute(1, 2, 0), by_pillow)
 
 
@@ -104,6 +105,12 @@ def single_class(root: Path) -> str:
     return "single class grey"
 
 
+def link_to_nowhere(root: Path) -> Path:
+    path = root / "train" / "red" / "2.png"
+    path.symlink_to("nowhere.png")
+    return path
+
+
 def damaged(name: str, content: bytes):
     def damage(root: Path) -> Path:
         path = root / "train" / "red" / name
@@ -129,6 +136,7 @@ def encoded(image_format: str, **arguments) -> bytes:
         empty_class,
         no_class,
         single_class,
+        link_to_nowhere,
         damaged("text.jpg", b"no picture"),
         damaged("empty.png", b""),
         damaged("half.png", encoded("PNG")[:1000]),
@@ -142,6 +150,7 @@ def encoded(image_format: str, **arguments) -> bytes:
         "empty class",
         "no class",
         "single class",
+        "link",
         "text",
         "empty",
         "png",
@@ -150,19 +159,19 @@ def encoded(image_format: str, **arguments) -> bytes:
         "ppm",
     ],
 )
-def test_what_is_wrong_with_an_image_folder_is_one_line_that_names_it(image_folder, damage):
+def test_an_error_in_an_image_folder_is_one_line_that_names_the_place(image_folder, damage):
     named = damage(image_folder)
     with pytest.raises(RunError) as caught:
         read_image_folder(image_folder, 8, cache=True)
     assert str(named) in str(caught.value)
     assert str(image_folder) in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert not [*image_folder.glob(".*")]  # no cache of it
+    assert not [*image_folder.glob(".*")]  # nothing was cached
 
 
-def test_a_picture_with_nonsense_in_its_exif_is_read_or_refused(tmp_path):
+def test_a_picture_with_invalid_exif_is_read_or_refused(tmp_path):
     orientation = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
-    resolution_unit = struct.pack("<HHI4s", 0x0128, 2, 2, b"x")  # a text, where a number belongs
+    resolution_unit = struct.pack("<HHI4s", 0x0128, 2, 2, b"x")  # text in place of a number
     exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2) + orientation + resolution_unit + bytes(4)
     path = tmp_path / "exif.jpg"
     path.write_bytes(encoded("JPEG", exif=exif))
@@ -170,22 +179,61 @@ def test_a_picture_with_nonsense_in_its_exif_is_read_or_refused(tmp_path):
         assert read_image(path, 8).shape == (3, 8, 8)
 
 
-def test_the_classes_are_the_folders_and_other_files_are_no_pictures(image_folder):
+def test_the_classes_are_the_folders_with_what_their_subfolders_hold(image_folder):
     for split in ("train", "test"):
         save(image_folder / split / "blue" / "deeper" / "1.JPG", Image.new("RGB", (8, 8), (0, 0, 255)))
-        (image_folder / split / "blue" / "notes.txt").write_text("no picture")
     dataset = load_dataset("image-folder", str(image_folder), img_size=8)
     assert dataset.class_names == ["blue", "grey", "red"]
     assert dataset.train_labels.tolist() == dataset.test_labels.tolist() == [0, 1, 2]
     assert dataset.mirrorable
 
 
-def test_a_hidden_folder_is_no_class(image_folder):
-    (image_folder / "train" / ".ipynb_checkpoints").mkdir()
-    assert load_dataset("image-folder", str(image_folder), img_size=8).class_names == ["grey", "red"]
+def test_hidden_folders_and_files_are_ignored(image_folder):
+    expected = load_dataset("image-folder", str(image_folder), img_size=8, cache=False)
+    checkpoints = ".ipynb_checkpoints"
+    hidden = [f"{checkpoints}/x.jpg", f"red/{checkpoints}/x.jpg", f"red/{checkpoints}/more/x.jpg", "red/.x.jpg"]
+    for path in hidden:
+        save(image_folder / "train" / path, Image.new("RGB", (8, 8)))
+    found = load_dataset("image-folder", str(image_folder), img_size=8)
+    assert found.class_names == ["grey", "red"]
+    assert found.train_images.tolist() == expected.train_images.tolist()
 
 
-def test_a_picture_of_unknown_range_is_refused_and_not_turned_black(tmp_path):
+def test_a_dataset_may_lie_in_a_hidden_folder(image_folder):
+    root = image_folder / ".cache" / "pictures"
+    for split in ("train", "test"):
+        root.mkdir(parents=True, exist_ok=True)
+        (image_folder / split).rename(root / split)
+    assert load_dataset("image-folder", str(root), img_size=8).train_labels.tolist() == [0, 1]
+
+
+def test_pictures_come_in_torchvisions_order(image_folder):
+    """The order decides which random numbers an image gets."""
+    for name in ("b.png", "B.png", "a/1.png", "a-b/1.png", "a/b/2.png", "a/10.png", "é.png", "c.JPG"):
+        save(image_folder / "train" / "red" / name, Image.new("RGB", (8, 8)))
+    samples, class_names = find_samples(image_folder)
+    expected = datasets.ImageFolder(image_folder / "train")
+    assert samples["train"] == expected.samples
+    assert class_names == expected.classes
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_a_picture_of_each_extension_is_read(image_folder, extension):
+    if extension == ".avif" and not features.check("avif"):
+        pytest.skip("this Pillow was built without AVIF")
+    (image_folder / "train" / "red" / "1.png").unlink()
+    save(image_folder / "train" / "red" / f"1{extension.upper()}", Image.new("RGB", (16, 16), (200, 99, 50)))
+    image = read_image_folder(image_folder, 8, cache=False)["train_images"][1]
+    np.testing.assert_allclose(image.float().mean(dim=(1, 2)), (200, 99, 50), atol=6)
+
+
+@pytest.mark.parametrize("extension", [".pdf", ".h5", ".eps", ".mpg", ".mpeg", ".wmf", ".psd", ".fits", ".txt", ""])
+def test_a_file_that_is_no_picture_by_its_name_is_ignored(image_folder, extension):
+    (image_folder / "train" / "red" / f"notes{extension}").write_text("no picture")
+    assert len(read_image_folder(image_folder, 8, cache=False)["train_images"]) == 2
+
+
+def test_a_picture_of_unknown_range_is_refused(tmp_path):
     Image.fromarray(np.full((4, 4), 200, dtype=np.int32)).save(tmp_path / "deep.tif")
     with pytest.raises(RunError, match=r"deep\.tif.* 32 bits"):
         read_image(tmp_path / "deep.tif", 4)

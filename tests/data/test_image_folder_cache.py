@@ -1,4 +1,4 @@
-"""The images of a folder are cached as long as it stays what it is, and a cache in trouble is never in the way."""
+"""A folder's images are cached until one changes; a damaged or unwritable cache never stops a run."""
 
 import hashlib
 import subprocess
@@ -30,7 +30,7 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def cache_of(folder: Path) -> Path:
-    [path] = folder.glob(".*")  # and no temporary file beside it
+    [path] = folder.glob(".*")  # the only hidden file: no temporary one is left
     return path
 
 
@@ -42,7 +42,7 @@ def no_decoding(monkeypatch):
     return lambda: monkeypatch.setattr(module, "read_image", fail)
 
 
-def test_the_second_reading_takes_the_cache_unless_it_is_off_or_of_another_size(image_folder, no_decoding):
+def test_the_cache_is_read_unless_it_is_off_or_of_another_size(image_folder, no_decoding):
     first = read_image_folder(image_folder, 8, cache=True)
     no_decoding()
     assert same(read_image_folder(image_folder, 8, cache=True), first)
@@ -59,36 +59,36 @@ def test_without_the_cache_nothing_is_written(image_folder):
     assert [path.name for path in sorted(image_folder.iterdir())] == ["test", "train"]
 
 
-def a_picture_changes(root: Path) -> None:
+def change_a_picture(root: Path) -> None:
     path = root / "train" / "red" / "1.png"
     size = path.stat().st_size
     save(path, Image.new("RGB", (8, 8), (254, 0, 0)))
-    assert path.stat().st_size == size  # only its time tells
+    assert path.stat().st_size == size  # only its modification time differs
 
 
-def a_picture_comes(root: Path) -> None:
+def add_a_picture(root: Path) -> None:
     save(root / "test" / "red" / "2.png", Image.new("RGB", (8, 8)))
 
 
-def a_picture_goes(root: Path) -> None:
+def remove_a_picture(root: Path) -> None:
     (root / "train" / "deep" / "deeper" / "2.png").unlink()
 
 
-def a_picture_moves(root: Path) -> None:
+def move_a_picture(root: Path) -> None:
     (root / "train" / "deep" / "deeper" / "1.png").rename(root / "train" / "grey" / "2.png")
 
 
-def a_class_comes(root: Path) -> None:
+def add_a_class(root: Path) -> None:
     for split in ("train", "test"):
         save(root / split / "blue" / "1.png", Image.new("RGB", (8, 8)))
 
 
-def a_class_has_another_name(root: Path) -> None:
+def rename_a_class(root: Path) -> None:
     for split in ("train", "test"):
         (root / split / "red").rename(root / split / "rouge")
 
 
-def a_class_of_folders_has_another_name(root: Path) -> None:
+def rename_a_class_with_subfolders(root: Path) -> None:
     for split in ("train", "test"):
         (root / split / "deep").rename(root / split / "down")
 
@@ -96,11 +96,11 @@ def a_class_of_folders_has_another_name(root: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        a_picture_changes, a_picture_comes, a_picture_goes, a_picture_moves, a_class_comes,
-        a_class_has_another_name, a_class_of_folders_has_another_name,
+        change_a_picture, add_a_picture, remove_a_picture, move_a_picture, add_a_class, rename_a_class,
+        rename_a_class_with_subfolders,
     ],
 )  # fmt: skip
-def test_the_cache_is_made_anew_where_a_picture_or_a_class_is_another(image_folder, change, no_decoding):
+def test_the_cache_is_rewritten_after_a_change_of_pictures_or_classes(image_folder, change, no_decoding):
     for split in ("train", "test"):
         for number in (1, 2):
             save(image_folder / split / "deep" / "deeper" / f"{number}.png", Image.new("RGB", (8, 8)))
@@ -114,7 +114,7 @@ def test_the_cache_is_made_anew_where_a_picture_or_a_class_is_another(image_fold
 
 
 def flipped(content: bytes) -> bytes:
-    """Another pixel: a byte in a run of the red picture's."""
+    """Change one byte, a pixel of the red picture."""
     place = content.index(bytes([255] * 64)) + 7
     return content[:place] + b"\x7f" + content[place + 1 :]
 
@@ -124,7 +124,7 @@ def flipped(content: bytes) -> bytes:
     [lambda content: b"", lambda content: b"no cache", lambda content: content[: len(content) // 2], flipped],
     ids=["empty", "text", "half", "a pixel"],
 )
-def test_a_damaged_cache_is_made_anew(image_folder, damage):
+def test_a_damaged_cache_is_rewritten(image_folder, damage):
     first = read_image_folder(image_folder, 8, cache=True)
     path = cache_of(image_folder)
     whole = path.read_bytes()
@@ -133,8 +133,8 @@ def test_a_damaged_cache_is_made_anew(image_folder, damage):
     assert path.read_bytes() == whole
 
 
-def test_a_cache_that_cannot_be_written_is_only_a_note(image_folder, capsys):
-    (image_folder / ".images-8.pt").mkdir()  # in its place
+def test_a_cache_that_cannot_be_written_is_a_note_and_no_error(image_folder, capsys):
+    (image_folder / ".images-8.pt").mkdir()  # a folder stands in its place
     content = read_image_folder(image_folder, 8, cache=True)
     assert same(content, read_image_folder(image_folder, 8, cache=False))
     out, err = capsys.readouterr()
@@ -143,7 +143,7 @@ def test_a_cache_that_cannot_be_written_is_only_a_note(image_folder, capsys):
     assert cache_of(image_folder).is_dir()
 
 
-READ_ANEW = """
+READ_WITHOUT_CACHE = """
 import hashlib, sys
 from pathlib import Path
 from training.data.image_folder import read_image_folder
@@ -156,12 +156,12 @@ for _ in range(10):
 """
 
 
-def test_two_runs_that_start_at_once_both_get_whole_images(image_folder):
+def test_two_runs_that_write_the_cache_at_once_both_get_whole_images(image_folder):
     pixels = np.random.default_rng(0).integers(256, size=(20, 16, 16, 3), dtype=np.uint8)
     for number, picture in enumerate(pixels):
         save(image_folder / "train" / "red" / f"{number}.png", Image.fromarray(picture))
     expected = read_image_folder(image_folder, 8, cache=False)
-    command, pipe = [sys.executable, "-c", READ_ANEW, str(image_folder)], subprocess.PIPE
+    command, pipe = [sys.executable, "-c", READ_WITHOUT_CACHE, str(image_folder)], subprocess.PIPE
     runs = [subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True) for _ in range(2)]
     for run in runs:
         assert run.stdout

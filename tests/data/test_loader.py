@@ -1,4 +1,4 @@
-"""A loader's stream is a function of seed and epoch, however it is cut into batches, chunks, threads and ranks."""
+"""The batches depend on seed and epoch alone; batch size, chunks, threads and ranks change no pixel."""
 
 import threading
 
@@ -44,6 +44,23 @@ def assert_same(found: list[tuple[Tensor, Tensor]], expected: list[tuple[Tensor,
         assert torch.equal(batch[1], other[1])
 
 
+def interleaved(batch_size: int = 32, world_size: int = 1, epoch: int = 0, **arguments) -> list[tuple[Tensor, Tensor]]:
+    """The batches of an epoch, put together from the ranks' shares: each image of a batch belongs to one rank."""
+    ranks = [
+        batches_of(numbered_loader(batch_size, rank=rank, world_size=world_size, **arguments), epoch)
+        for rank in range(world_size)
+    ]
+    batches = []
+    for step, shares in enumerate(zip(*ranks, strict=True)):
+        size = min(batch_size, NUM_IMAGES - step * batch_size)
+        batch = tuple(torch.full((size, *part.shape[1:]), -1, dtype=part.dtype) for part in shares[0])
+        for rank, share in enumerate(shares):
+            for whole, part in zip(batch, share, strict=True):
+                whole[rank::world_size] = part
+        batches.append(batch)
+    return batches
+
+
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Several chunks an epoch."""
@@ -85,7 +102,7 @@ def test_labels_stay_with_their_images():
     assert torch.equal(images, normalize(random_images()[labels], MEAN, STD))
 
 
-def test_an_images_augmentation_follows_its_number_not_its_place():
+def test_an_images_augmentation_depends_on_its_index_not_on_its_position():
     images, labels = epoch_of(numbered_loader(), epoch=5)
     augmented = AUGMENTATION(random_images(), AUGMENTATION.draw(42, 5, NUM_IMAGES))
     assert torch.equal(images, normalize(augmented[labels], MEAN, STD))
@@ -100,7 +117,7 @@ def test_order_and_pixels_are_a_function_of_seed_and_epoch():
 
 
 def test_an_epochs_order_is_pinned():
-    """A change that moves it changes every result of the repository: it should be meant."""
+    """A change of the order changes every result of this repository: make it on purpose only."""
     images = torch.zeros(50_000, 3, 1, 1, dtype=torch.uint8)
     loader = ImageLoader(images, torch.arange(50_000), MEAN, STD, 5, shuffle_seed=42, split="train")
     loader.set_epoch(3)
@@ -110,21 +127,28 @@ def test_an_epochs_order_is_pinned():
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
 @pytest.mark.parametrize("batch_size", [32, 64])
-def test_batch_size_workers_and_ranks_merged_give_one_stream(batch_size, num_workers, world_size):
-    ranks = [
-        batches_of(numbered_loader(batch_size, num_workers=num_workers, rank=rank, world_size=world_size), epoch=1)
-        for rank in range(world_size)
-    ]
-    merged_images, merged_labels = [], []
-    for step, shares in enumerate(zip(*ranks, strict=True)):
-        size = min(batch_size, NUM_IMAGES - step * batch_size)
-        images, labels = torch.empty(size, 3, 8, 8), torch.empty(size, dtype=torch.long)
-        for rank, share in enumerate(shares):  # each rank has its own places, and all of them
-            images[rank::world_size], labels[rank::world_size] = share
-        merged_images.append(images)
-        merged_labels.append(labels)
-    merged = torch.cat(merged_images), torch.cat(merged_labels)
-    assert_same([merged], [epoch_of(numbered_loader(), epoch=1)])
+def test_batch_size_workers_and_ranks_change_no_image_and_no_order(batch_size, num_workers, world_size):
+    images, labels = zip(*interleaved(batch_size, world_size, epoch=1, num_workers=num_workers), strict=True)
+    assert_same([(torch.cat(images), torch.cat(labels))], [epoch_of(numbered_loader(), epoch=1)])
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("batch_size", [32, 37, 147, 149])  # the last batch has 22, 2, 3 and 1 images: empty shares too
+@pytest.mark.parametrize("alphas", [(0.8, 0.0), (0.0, 1.0), (1.0, 1.0)], ids=["mixup", "cutmix", "both"])
+def test_the_ranks_shares_of_mixed_batches_interleave_to_those_of_one_process(alphas, batch_size, world_size):
+    mixing = Mixing(NUM_IMAGES, *alphas)
+    expected = batches_of(numbered_loader(batch_size, mixing=mixing), epoch=1)
+    assert all(targets.ndim == 2 for _, targets in expected)
+    assert_same(interleaved(batch_size, world_size, epoch=1, mixing=mixing), expected)
+
+
+def test_without_mixing_a_rank_prepares_its_share_only(monkeypatch):
+    prepared, augment = [], Augmentation.__call__
+    monkeypatch.setattr(Augmentation, "__call__", lambda *args: prepared.append(len(args[1])) or augment(*args))
+    for mixing, num_images in ((None, 75), (MIXING, 150)):
+        prepared.clear()
+        batches_of(numbered_loader(rank=1, world_size=2, mixing=mixing))
+        assert sum(prepared) == num_images
 
 
 @pytest.mark.parametrize("chunk_size", [1, 50, 4096])
@@ -135,13 +159,13 @@ def test_chunks_change_no_pixel(chunk_size, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments", [{}, {"num_workers": 2}, {"rank": 1, "world_size": 2}], ids=str)
-def test_an_epoch_begun_in_the_middle_goes_on_as_the_whole_one(arguments):
+def test_an_epoch_that_begins_in_its_middle_has_the_rest_of_the_whole_one(arguments):
     loader = numbered_loader(16, mixing=MIXING, **arguments)
     whole = batches_of(loader, epoch=3)
     for step in range(len(loader) + 1):
         assert_same(batches_of(loader, 3, start_step=step), whole[step:])
-    assert len(loader) == len(whole)  # the length is that of a whole epoch all along
-    assert len(batches_of(loader, 4)) == len(whole)  # and the next epoch begins at its beginning
+    assert len(loader) == len(whole)  # the length is always that of a whole epoch
+    assert len(batches_of(loader, 4)) == len(whole)  # the next epoch begins at step 0
 
 
 @pytest.mark.parametrize("change", [{"num_workers": 1}, {"num_workers": 2}], ids=str)
@@ -152,7 +176,7 @@ def test_mixed_batches_are_the_same_for_any_number_of_workers(change):
         MIXING(*batch, seed=42, epoch=2, step=step) for step, batch in enumerate(batches_of(numbered_loader(), 2))
     ]
     assert_same(mixed, expected)
-    assert {targets.ndim for _, targets in mixed} == {1, 2}  # some are, some are not
+    assert {targets.ndim for _, targets in mixed} == {1, 2}  # some are mixed, some are not
 
 
 def test_without_a_seed_images_come_in_their_own_order():
@@ -162,12 +186,12 @@ def test_without_a_seed_images_come_in_their_own_order():
 
 
 @pytest.mark.parametrize("part", [{"augmentation": AUGMENTATION}, {"mixing": MIXING}], ids=["augmentation", "mixing"])
-def test_what_draws_numbers_needs_a_seed(part):
+def test_augmentation_and_mixing_need_a_seed(part):
     with pytest.raises(ValueError, match="shuffle_seed"):
         numbered_loader(**({"shuffle_seed": None, "augmentation": None} | part))
 
 
-def test_an_epoch_left_halfway_leaves_no_thread_and_the_next_is_whole():
+def test_an_abandoned_epoch_leaves_no_thread_and_the_next_one_is_whole():
     loader, before = numbered_loader(num_workers=2), threading.active_count()
     batches = iter(loader)
     next(batches)
@@ -177,7 +201,7 @@ def test_an_epoch_left_halfway_leaves_no_thread_and_the_next_is_whole():
     assert len(batches_of(loader)) == len(loader)
 
 
-def test_an_error_in_a_worker_is_the_callers(monkeypatch):
+def test_an_error_in_a_worker_is_raised_in_the_caller(monkeypatch):
     def fail(*args):
         raise ZeroDivisionError
 

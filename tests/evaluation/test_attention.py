@@ -1,4 +1,4 @@
-"""The attention shown is the model's own, lies over the patches it belongs to, and rolls out as the paper says."""
+"""The attention weights are the model's own, each lies over its patch, and rollout is computed as in the paper."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from vit import VisionTransformer
 def model() -> VisionTransformer:
     torch.manual_seed(0)
     model = VisionTransformer(img_size=12, patch_size=4, embed_dim=12, depth=3, num_heads=2, num_classes=5)
-    for parameter in model.parameters():  # far from its even beginning: attention is far from even too
+    for parameter in model.parameters():  # large weights, so that attention is far from uniform
         nn.init.normal_(parameter, std=0.5)
     return model.eval()
 
@@ -48,11 +48,11 @@ def test_a_forward_pass_by_hand_with_these_weights_gives_the_models_own_logits(m
             tokens = tokens + block.mlp(block.norm2(tokens))
         logits = model.head(model.norm(tokens)[:, 0])
         torch.testing.assert_close(logits, model(images), rtol=1e-4, atol=1e-4)
-        uneven = all_weights(model, images)[0].amax()
-    assert uneven > 0.5  # else even weights would pass too
+        largest = all_weights(model, images)[0].amax()
+    assert largest > 0.5  # else uniform weights would pass too
 
 
-def test_rollout_is_that_of_a_straightforward_loop(model):
+def test_rollout_equals_a_plain_loop(model):
     layers = all_weights(model, torch.randn(3, 3, 12, 12))
     found = attention.rollout(layers).numpy()
     for image in range(3):
@@ -74,10 +74,10 @@ def test_rollout_of_no_block_is_refused():
 
 
 def model_that_looks_at(patches: list[int]) -> VisionTransformer:
-    """A model of 3 x 3 patches in which head h of the class token looks at the patch patches[h], whatever the image.
+    """A model with 3 x 3 patches in which head h of the class token looks at patch patches[h] of any image.
 
-    Token t's position embedding is the t-th unit vector, and all else that goes in is 0, so that after the norm its
-    t-th number is the largest. The query of head h reads the class token's number, its key that of the patch.
+    The position embedding of token t is the t-th unit vector and the patch embeddings are 0, so after the norm the t-th
+    number of token t is its largest. Head h's query reads the number of the class token, its key that of the patch.
     """
     model = VisionTransformer(img_size=12, patch_size=4, embed_dim=12, depth=1, num_heads=len(patches), num_classes=2)
     for parameter in model.parameters():
@@ -94,7 +94,7 @@ def model_that_looks_at(patches: list[int]) -> VisionTransformer:
 
 
 def test_each_map_lies_over_the_patch_that_its_head_looks_at():
-    patches = [5, 0, 7]  # row 1 column 2, the top left corner, row 2 column 1: none its own mirror image
+    patches = [5, 0, 7]  # row 1 column 2, top left corner, row 2 column 1: a mirrored map would differ
     model = model_that_looks_at(patches)
     images = torch.randn(2, 3, 12, 12)
     rollout, heads = attention.class_token_attention(model, images)
@@ -105,12 +105,12 @@ def test_each_map_lies_over_the_patch_that_its_head_looks_at():
         assert heads[:, head].sum() < 2.0001
     even = torch.zeros(3, 3)
     for patch in patches:
-        even[divmod(patch, 3)] = 1 / 6  # a third of the heads, half of it the residual connection's
+        even[divmod(patch, 3)] = 1 / 6  # one head of three, and half goes to the residual connection
     torch.testing.assert_close(rollout, even.expand(2, 3, 3), atol=0.01, rtol=0)
 
 
-def test_the_patches_are_where_the_image_has_them():
-    """The other half of the claim: what stands at row r and column c of the image is the patch r * S + c."""
+def test_patches_are_numbered_row_by_row():
+    """The other half of the claim: the patch at row r and column c of the image has the number r * S + c."""
     model = VisionTransformer(img_size=12, patch_size=4, embed_dim=12, depth=1, num_heads=1, num_classes=2)
     for row in range(3):
         for column in range(3):
@@ -132,7 +132,7 @@ def test_the_overlay_is_bright_over_the_patch_and_nowhere_else():
     there = np.zeros((24, 24), bool)
     there[8:16, 16:24] = True
     assert lightness[there].min() > lightness[~there].max()  # in black and white too, whatever the image
-    assert overlay(image, torch.zeros(3, 3)).max() <= 1  # nothing is looked at: no division by 0
+    assert overlay(image, torch.zeros(3, 3)).max() <= 1  # no attention at all: no division by 0
 
 
 def test_position_similarity_is_the_cosine_of_each_pair(model):
@@ -145,7 +145,7 @@ def test_position_similarity_is_the_cosine_of_each_pair(model):
             torch.testing.assert_close(found[i // 3, i % 3, j // 3, j % 3], cosine.detach())
 
 
-def test_hooks_do_not_stay(model):
+def test_hooks_are_removed(model):
     before = model(torch.zeros(1, 3, 12, 12))
     attention.class_token_attention(model, torch.zeros(1, 3, 12, 12))
     assert not any(module._forward_hooks for module in model.modules())

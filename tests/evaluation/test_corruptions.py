@@ -1,4 +1,4 @@
-"""Corruptions change images as they say, more with each strength, and the same way each time."""
+"""Each corruption does what its name says, more at each strength, and the same each time."""
 
 import io
 
@@ -41,10 +41,10 @@ def test_noise_has_the_standard_deviation_it_says_and_each_image_its_own(images,
     assert not torch.equal(noise[0], noise[1])
 
 
-def test_noise_stays_within_the_greys_there_are():
+def test_noise_does_not_wrap_around_at_black_and_white():
     ends = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 8, 8).contiguous()
     black, white = corrupt(ends, "noise", 0.1)
-    assert black.max() < 200  # no number below 0 came round to a bright one
+    assert black.max() < 200  # no value below 0 wrapped around to a bright one
     assert white.min() > 55
 
 
@@ -59,13 +59,13 @@ def test_brightness_is_a_factor(images):
     torch.testing.assert_close(corrupt(images, "brightness", 1.5).float(), expected, atol=1, rtol=0)
 
 
-def test_jpeg_is_pillows(images):
+def test_jpeg_equals_pillows(images):
     found = corrupt(images, "jpeg", 40)
     for image, compressed in zip(images, found, strict=True):
         file = io.BytesIO()
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=40)
         expected = np.asarray(Image.open(file)).astype(int)
-        assert np.abs(compressed.permute(1, 2, 0).numpy() - expected).mean() < 2  # two versions of the same library
+        assert np.abs(compressed.permute(1, 2, 0).numpy() - expected).mean() < 2  # the two may round differently
 
 
 def test_a_shift_goes_right_and_down_and_repeats_the_edge(images):
@@ -77,7 +77,7 @@ def test_a_shift_goes_right_and_down_and_repeats_the_edge(images):
 
 @pytest.mark.parametrize("size", [4, 9, 48])
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_images_of_other_sizes_are_taken(name, size):
+def test_images_of_any_size_are_accepted(name, size):
     images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
     for strength in CORRUPTIONS[name][1]:
         assert corrupt(images, name, strength).shape == images.shape

@@ -1,4 +1,4 @@
-"""The metrics are scikit-learn's, scipy's, or formulas written out by hand, on random cases and at the edges."""
+"""The metrics equal those of scikit-learn and scipy, or formulas by hand, on random cases and at the edges."""
 
 import json
 import math
@@ -22,7 +22,7 @@ def random_case(seed: int, num_classes: int, n: int = 200, scale: float = 2.0) -
 
 @pytest.mark.parametrize("num_classes", [2, 3, 10, 100])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_scores_are_scikit_learns(seed, num_classes):
+def test_the_scores_equal_scikit_learns(seed, num_classes):
     logits, labels, names = random_case(seed, num_classes)
     found = metrics.measure(logits, labels, names)
     predicted, numbers = logits.argmax(dim=1), list(range(num_classes))
@@ -93,7 +93,7 @@ def test_the_histograms_count_each_image_once_where_its_confidence_is():
             assert row["confidence_histogram"][kind] == expected.tolist()
 
 
-def test_the_most_confused_pairs_are_the_largest_counts_beside_the_diagonal():
+def test_the_most_confused_pairs_are_the_largest_counts_off_the_diagonal():
     matrix = np.array([[50, 3, 0], [9, 40, 1], [0, 3, 7]])
     found = metrics.most_confused(matrix, ["a", "b", "c"])
     assert [(row["true"], row["predicted"], row["num_images"]) for row in found] == [
@@ -106,7 +106,7 @@ def test_the_most_confused_pairs_are_the_largest_counts_beside_the_diagonal():
 def test_a_constant_predictor_gets_the_first_class_and_strict_json():
     labels = torch.tensor([0, 0, 1, 2, 3])
     found = metrics.measure(torch.zeros(5, 5), labels, list("abcde"))
-    assert (found["accuracy"], found["top3_accuracy"]) == (40.0, 80.0)  # of equals the first, for both
+    assert (found["accuracy"], found["top3_accuracy"]) == (40.0, 80.0)  # of equal logits the first counts, for both
     assert found["loss"] == pytest.approx(math.log(5))
     assert found["calibration"]["expected_calibration_error"] == pytest.approx(0.4 - 0.2)
     assert [row["precision"] for row in found["per_class"]] == pytest.approx([0.4, 0, 0, 0, 0])
@@ -114,7 +114,7 @@ def test_a_constant_predictor_gets_the_first_class_and_strict_json():
     json.dumps(found, allow_nan=False)
 
 
-def test_a_surest_possible_answer_is_still_strict_json():
+def test_a_confidence_of_1_gives_strict_json():
     logits = torch.tensor([[1000.0, -1000.0], [1000.0, -1000.0]])
     found = metrics.measure(logits, torch.tensor([0, 1]), ["a", "b"])
     assert found["loss"] == pytest.approx(1000)

@@ -1,4 +1,4 @@
-"""The report shows names as they are and runs nothing of them, asks for nothing, sorts and filters, and stays small."""
+"""The report escapes all names, makes no request, sorts and filters, and stays small."""
 
 import base64
 import hashlib
@@ -13,7 +13,7 @@ import torch
 from evaluation import metrics
 from evaluation.figures import FIGURES, Results
 from evaluation.report import MAX_MISTAKES, write_report
-from evaluation.trained import Trained
+from evaluation.trained import TrainedModel
 from tests.browser import CHROMIUM, Browser
 from training import history
 from training.data import Dataset
@@ -26,7 +26,7 @@ NASTY = [
 
 
 def results_of(names: list[str], num_images: int = 60, img_size: int = 8, epochs: int = 2, **parts) -> Results:
-    """An evaluation of random answers, of which about half are right."""
+    """An evaluation of random predictions, of which about half are right."""
     random = np.random.default_rng(0)
     labels = torch.from_numpy(random.integers(0, len(names), num_images))
     logits = torch.from_numpy(random.normal(size=(num_images, len(names)))).float()
@@ -39,7 +39,7 @@ def results_of(names: list[str], num_images: int = 60, img_size: int = 8, epochs
         "data": {"class_names": names, "mean": [0.5] * 3, "std": [0.5] * 3},
     }  # fmt: skip
     model = VisionTransformer(8, 4, embed_dim=12, depth=1, num_heads=1, num_classes=len(names))
-    subject = Trained(Path("nowhere") / f"{names[0].replace('/', '')}.pth", saved, model, torch.device("cpu"))
+    subject = TrainedModel(Path("nowhere") / f"{names[0].replace('/', '')}.pth", saved, model, torch.device("cpu"))
     evaluation = {**subject.describe(), "dataset": names[0], "split": "test", "chosen_on": "test"}
     evaluation |= {**metrics.measure(logits, labels, names), **parts}
     return Results(evaluation, Dataset(names, images, labels, images, labels), subject, logits)
@@ -70,7 +70,7 @@ def nasty(tmp_path) -> Path:
     return tmp_path / "report.html"
 
 
-def test_names_are_text_wherever_they_stand(nasty):
+def test_names_are_shown_as_text_everywhere(nasty):
     page = Page(nasty)
     for name in NASTY:
         shown = name.replace("\udcff", "?")
@@ -90,7 +90,7 @@ def test_all_addresses_are_inside_the_page(nasty):
     assert not re.search(r"@import|url\(", page.source)
 
 
-def test_only_the_pages_own_script_may_run_and_nothing_be_fetched(nasty):
+def test_only_the_pages_own_script_may_run_and_no_request_is_allowed(nasty):
     source = nasty.read_text(encoding="utf-8")
     [script] = re.findall(r"<script>(.*?)</script>\n</body>", source, re.DOTALL)
     script = script.split("<script>")[-1]
@@ -99,12 +99,12 @@ def test_only_the_pages_own_script_may_run_and_nothing_be_fetched(nasty):
     assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
 
 
-def test_the_figures_that_are_there_are_shown_with_how_to_read_them(nasty):
+def test_figures_are_shown_with_how_to_read_them(nasty):
     page = Page(nasty)
     assert base64.b64encode(b"\x89PNG of a figure").decode() in page.source
-    heading, reading = FIGURES["confusion_matrix"]
+    heading, text = FIGURES["confusion_matrix"]
     assert heading in page.text
-    assert reading in page.text
+    assert text in page.text
     assert FIGURES["reliability"][1] not in page.text
     assert f"attention: {NASTY[0]}" in page.text
 
@@ -112,25 +112,28 @@ def test_the_figures_that_are_there_are_shown_with_how_to_read_them(nasty):
 @pytest.mark.parametrize(
     ("chosen_on", "said"),
     [
-        ("test", "decided on these same test images.*little optimistic: the best of 2 looks.*last epoch has 2.00 %"),
-        ("val", "decided on held-out training images. The test images had no part in it"),
-        (None, "is not known"),
+        (
+            "test",
+            "on these same test images.*slightly optimistic: it is the best of 2 epochs.*last epoch has 2.00 %",
+        ),
+        ("val", "chosen on held-out training images; the test images played no part"),
+        (None, "is unknown whether the checkpoint was chosen on these images"),
     ],
 )
-def test_what_chose_the_checkpoint_is_said_plainly(tmp_path, chosen_on, said):
+def test_the_page_says_on_which_images_the_checkpoint_was_chosen(tmp_path, chosen_on, said):
     write_report(tmp_path / "report.html", results_of(["a", "b"], chosen_on=chosen_on), {})
     assert re.search(said, " ".join(Page(tmp_path / "report.html").text.split()))
 
 
-def test_a_run_without_a_history_is_said_to_have_none(tmp_path):
+def test_the_page_says_that_a_run_has_no_history(tmp_path):
     write_report(tmp_path / "report.html", results_of(["a", "b"], epochs=0), {})
-    assert "no finished epoch, or its history is gone" in Page(tmp_path / "report.html").text
+    assert "no finished epoch, or its history is missing" in Page(tmp_path / "report.html").text
 
 
-@pytest.mark.parametrize("gap", ["surer than it should be", "less sure than it could be", "about as sure"])
-def test_how_sure_the_model_is_said_in_words(tmp_path, gap):
+@pytest.mark.parametrize("gap", ["overconfident", "underconfident", "well calibrated"])
+def test_the_calibration_is_said_in_words(tmp_path, gap):
     results = results_of(["a", "b"])
-    offset = {"surer than it should be": 20, "less sure than it could be": -20, "about as sure": 0.5}[gap]
+    offset = {"overconfident": 20, "underconfident": -20, "well calibrated": 0.5}[gap]
     results.evaluation["calibration"]["mean_confidence"] = (results.evaluation["accuracy"] + offset) / 100
     write_report(tmp_path / "report.html", results, {})
     assert gap in Page(tmp_path / "report.html").text
@@ -158,7 +161,7 @@ def browser(tmp_path):
 
 @needs_browser
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
-def test_a_browser_shows_it_without_a_request_an_error_or_a_sideways_scroll(nasty, browser, width, dark):
+def test_a_browser_shows_it_without_requests_errors_or_horizontal_scrolling(nasty, browser, width, dark):
     nasty.with_name("confusion_matrix.png").write_bytes(b"")
     browser.open(nasty, width, dark)
     assert [url for url in browser.requests if not url.startswith("data:")] == [nasty.resolve().as_uri()]
@@ -195,7 +198,7 @@ def test_in_a_browser_the_table_sorts_and_the_mistakes_filter(nasty, browser):
 
 
 @needs_browser
-def test_without_scripts_and_in_print_the_mistakes_are_there_and_the_form_is_not(nasty, browser):
+def test_without_scripts_and_in_print_the_mistakes_are_shown_without_the_form(nasty, browser):
     for options in ({"scripts": False}, {"media": "print"}):
         browser.open(nasty, 800, **options)
         visible = "[...document.querySelectorAll('%s')].filter(x => x.offsetParent).length"

@@ -1,8 +1,8 @@
-"""Augmentation of whole chunks of images: crop, flip, a policy of operations, erasing; each image with its own draws.
+"""Augmentation of whole chunks of images: random crop, flip, an AutoAugment-like policy and random erasing.
 
-The draws of image i in epoch e depend on (seed, e, i) alone: not on batch size, chunks, threads, ranks or where a run
-was resumed. Images that drew the same operation, magnitude and sign go through torchvision's functional op together:
-each gets the pixels it would get alone, at some ten times the speed of one image at a time.
+The random numbers of image i in epoch e, its draws, depend on (seed, e, i) alone: not on batch size, chunks, threads,
+ranks or where a run was resumed. Images that drew the same operation, magnitude and sign go through torchvision's
+functional op together: the pixels are those of one image at a time, and it is about ten times as fast.
 """
 
 import math
@@ -16,32 +16,32 @@ from torch import Tensor
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 from torchvision.transforms.v2 import functional as tv
 
-Draws = dict[str, Tensor]  # what the images drew, by purpose: uniform in [0, 1), a row an image, always on the CPU
+Draws = dict[str, Tensor]  # random numbers by purpose: uniform in [0, 1), a row for each image, always on the CPU
 
-AUTO_AUGMENT_LEVELS = 10  # magnitudes 0..9 (Cubuk et al., 2018, https://arxiv.org/abs/1805.09501)
+AUTO_AUGMENT_LEVELS = 10  # levels 0..9 of magnitude (Cubuk et al., 2018, https://arxiv.org/abs/1805.09501)
 RAND_AUGMENT_LEVELS = 31  # 0..30 (Cubuk et al., 2019, https://arxiv.org/abs/1909.13719), also TrivialAugment's
-ERASING_SCALE, ERASING_RATIO = (0.02, 0.33), (0.3, 3.3)  # share of the area, aspect (https://arxiv.org/abs/1708.04896)
-ERASING_ATTEMPTS = 10  # boxes drawn until one fits into the image, as in torchvision
+ERASING_SCALE, ERASING_RATIO = (0.02, 0.33), (0.3, 3.3)  # area of image, aspect (https://arxiv.org/abs/1708.04896)
+ERASING_ATTEMPTS = 10  # boxes to try until one fits into the image, as in torchvision
 
 
 def random_stream(seed: int, epoch: int, name: str) -> torch.Generator:
-    """A generator for one purpose in one epoch. Another name, epoch or seed has another of 2^32 streams."""
+    """A generator of random numbers for one purpose `name` in one epoch; each (seed, epoch, name) has its own."""
     words = np.random.SeedSequence([seed, epoch, *name.encode()]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(words[0]))
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The training transform: uint8 images (n, 3, H, W) and their draws to uint8 images of the same shape."""
+    """The training transform, from uint8 images (n, 3, H, W) and their draws to uint8 images of the same shape."""
 
     crop_padding: int = 0  # pixels
     horizontal_flip: bool = False
-    policy: str = ""  # a name in POLICIES; empty is none
-    magnitude: int = 9  # of RandAugment's operations, 0..30
-    erasing: float = 0.0  # chance that a box of an image is blacked out
+    policy: str = ""  # a name in POLICIES, or none
+    magnitude: int = 9  # level of RandAugment's operations, 0..30
+    erasing: float = 0.0  # probability that a box of an image is blacked out
 
     def draw(self, seed: int, epoch: int, num_images: int) -> Draws:
-        """What all images of an epoch draw. A purpose has a stream of its own, so that one more moves no other."""
+        """Draw an epoch's random numbers. Each purpose has its own stream: an added one does not change the others."""
         widths = {"crop": 2, "flip": 1, "auto_augment": POLICY_DRAWS}
         if self.erasing:
             widths["erasing"] = 3 + 2 * ERASING_ATTEMPTS
@@ -64,7 +64,7 @@ class Augmentation:
 
 
 def random_crop(images: Tensor, draws: Tensor, padding: int) -> Tensor:
-    """Pad with black and cut (n, C, H, W) out again at the place that `draws` (n, 2) says."""
+    """Pad images (n, C, H, W) with black and crop them to their size; `draws` (n, 2) choose top and left."""
     n, _, height, width = images.shape
     padded = F.pad(images, [padding] * 4)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (n, C, 2*padding + 1, 2*padding + 1, H, W), a view
@@ -73,9 +73,9 @@ def random_crop(images: Tensor, draws: Tensor, padding: int) -> Tensor:
 
 
 def random_erasing(images: Tensor, draws: Tensor, probability: float) -> Tensor:
-    """Random Erasing: black out a box in some images. `draws` (n, 3 + 2 * ERASING_ATTEMPTS): chance, top, left, boxes.
+    """Random Erasing: black out a box in some images, with torchvision's areas and aspect ratios.
 
-    A box's area and aspect are torchvision's; the first of the drawn boxes that fits is taken, or none.
+    `draws` (n, 3 + 2 * ERASING_ATTEMPTS): whether, top, left, boxes. The first box that fits is used, if one does.
     """
     n, _, height, width = images.shape
     area_draws, aspect_draws = draws[:, 3:].view(n, ERASING_ATTEMPTS, 2).unbind(-1)
@@ -97,25 +97,25 @@ def random_erasing(images: Tensor, draws: Tensor, probability: float) -> Tensor:
 
 
 def auto_augment(images: Tensor, draws: Tensor, policy: AutoAugmentPolicy) -> Tensor:
-    """AutoAugment: each image draws one of the policy's 25 pairs of operations, and each operation has its own chance.
+    """AutoAugment: each image draws one of 25 pairs of operations; each operation is applied with its own probability.
 
-    `draws` (n, 5): the pair, then chance and sign for each of its two operations.
+    `draws` (n, 5): the pair, then for each of its two operations whether it is applied, and the sign.
     """
     pairs = AutoAugment(policy).policies  # 25 pairs of (operation, probability, level or None)
     magnitudes = magnitude_table(AUTO_AUGMENT_LEVELS, images.shape[-1])
     names, chosen = list(magnitudes), (draws[:, 0] * len(pairs)).long()
-    nothing = names.index("Identity")
+    identity = names.index("Identity")
     for step in range(2):
         operation = torch.tensor([names.index(pair[step][0]) for pair in pairs])[chosen]
         probability = torch.tensor([pair[step][1] for pair in pairs])[chosen]
         level = torch.tensor([pair[step][2] or 0 for pair in pairs])[chosen]
-        happens, negative = draws[:, 1 + 2 * step] < probability, draws[:, 2 + 2 * step] < 0.5
-        images = apply_operations(images, magnitudes, operation.where(happens, nothing), level, negative)
+        applied, negative = draws[:, 1 + 2 * step] < probability, draws[:, 2 + 2 * step] < 0.5
+        images = apply_operations(images, magnitudes, operation.where(applied, identity), level, negative)
     return images
 
 
 def rand_augment(images: Tensor, draws: Tensor, level: int) -> Tensor:
-    """RandAugment: two operations an image, each any of 14, at one level. `draws` (n, 4): operation and sign, twice."""
+    """RandAugment: two of 14 operations for each image, all at one level. `draws` (n, 4): operation and sign, twice."""
     magnitudes = magnitude_table(RAND_AUGMENT_LEVELS, images.shape[-1])
     del magnitudes["Invert"]
     for step in range(2):
@@ -125,7 +125,7 @@ def rand_augment(images: Tensor, draws: Tensor, level: int) -> Tensor:
 
 
 def trivial_augment(images: Tensor, draws: Tensor) -> Tensor:
-    """TrivialAugmentWide: one operation an image, any of 14, at any level. `draws` (n, 3): operation, level, sign."""
+    """TrivialAugmentWide: one of 14 operations for each image, at any level. `draws` (n, 3): operation, level, sign."""
     magnitudes = magnitude_table(RAND_AUGMENT_LEVELS, images.shape[-1], wide=True)
     del magnitudes["Invert"]
     operation, level = (draws[:, 0] * len(magnitudes)).long(), (draws[:, 1] * RAND_AUGMENT_LEVELS).long()
@@ -139,18 +139,19 @@ POLICIES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
     "randaugment": rand_augment,
     "trivialaugment": lambda images, draws, _: trivial_augment(images, draws),
 }
-POLICY_DRAWS = 5  # numbers that an image draws for its policy, at most
+POLICY_DRAWS = 5  # random numbers that a policy needs for an image, at most
 
 
 def apply_operations(
     images: Tensor, magnitudes: dict[str, list[float]], operation: Tensor, level: Tensor, negative: Tensor
 ) -> Tensor:
-    """Do each image's operation, for all images at once that drew the same one, magnitude and sign.
+    """Apply its operation to each image; images with the same operation, magnitude and sign go together.
 
     Args:
         images: uint8 (n, 3, H, W).
-        magnitudes: what operations there are, and the magnitudes of their levels.
-        operation, level: (n,), indices into `magnitudes` and its lists; negative: (n,), whether a sign is turned.
+        magnitudes: the magnitudes of each operation's levels, by the operation's name.
+        operation, level: (n,), indices into `magnitudes` and its lists.
+        negative: (n,), whether the magnitude's sign is flipped, for operations that have one.
     """
     names = list(magnitudes)
     num_levels = max(map(len, magnitudes.values()))
@@ -170,10 +171,10 @@ def apply_operations(
 
 
 def magnitude_table(num_levels: int, size: int, wide: bool = False) -> dict[str, list[float]]:
-    """Operations and the magnitudes of their levels, for images `size` pixels wide; `wide` is TrivialAugmentWide's."""
+    """The magnitudes of each operation's levels, for images `size` pixels wide; `wide` is for TrivialAugmentWide."""
 
     def up_to(highest: float) -> list[float]:
-        return torch.linspace(0.0, highest, num_levels).tolist()  # in fp32, as torchvision has them
+        return torch.linspace(0.0, highest, num_levels).tolist()  # rounded to fp32, as in torchvision
 
     normal = (0.3, 150 / 331 * size, 30.0, 0.9, 4)
     shear, translate, rotate, enhance, bits = (0.99, 32.0, 135.0, 0.99, 6) if wide else normal
@@ -188,8 +189,8 @@ def magnitude_table(num_levels: int, size: int, wide: bool = False) -> dict[str,
         "Color": up_to(enhance),
         "Contrast": up_to(enhance),
         "Sharpness": up_to(enhance),
-        "Posterize": (8 - (torch.arange(num_levels) / ((num_levels - 1) / bits)).round()).tolist(),  # bits that stay
-        "Solarize": torch.linspace(1.0, 0.0, num_levels).tolist(),  # threshold, over the brightest value
+        "Posterize": (8 - (torch.arange(num_levels) / ((num_levels - 1) / bits)).round()).tolist(),  # bits kept
+        "Solarize": torch.linspace(1.0, 0.0, num_levels).tolist(),  # threshold, as a fraction of the brightest value
         "AutoContrast": [0.0],
         "Equalize": [0.0],
         "Invert": [0.0],
@@ -197,7 +198,7 @@ def magnitude_table(num_levels: int, size: int, wide: bool = False) -> dict[str,
 
 
 def affine(images: Tensor, translate: list[float] | None = None, shear: list[float] | None = None) -> Tensor:
-    # shears hold the top left corner still, as in the policy's original code; the centre matters only to them
+    # a shear keeps the top left corner in place, as in AutoAugment's original code; a translation has no centre
     return tv.affine(
         images, angle=0.0, scale=1.0, translate=translate or [0.0, 0.0], shear=shear or [0.0, 0.0],
         center=[0, 0] if shear else None,

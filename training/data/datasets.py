@@ -1,6 +1,7 @@
-"""Datasets as uint8 tensors in memory, their splits, and the loaders for them."""
+"""Datasets as uint8 tensors in memory, their splits and their loaders."""
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +12,35 @@ from torchvision.datasets.utils import calculate_md5, extract_archive
 from torchvision.transforms.v2 import functional as tv
 
 from training.data.augment import Augmentation, random_stream
-from training.data.download import fetch
+from training.data.download import download
 from training.data.image_folder import read_image_folder
 from training.data.loader import ImageLoader, chunk_size
 from training.data.mix import Mixing
-from training.errors import RunError, UsageError
+from training.errors import RunError, UsageError, first_line
 
-EVAL_BATCH_SIZE = 128  # one for training and evaluator alike, so that both compute the same bits
-DEFAULT_AUGMENTATION = Augmentation(crop_padding=4, horizontal_flip=True, policy="cifar10")  # the recipe's
+EVAL_BATCH_SIZE = 128  # the same in training and in evaluate_vit.py, so that both compute the same bits
+DEFAULT_AUGMENTATION = Augmentation(crop_padding=4, horizontal_flip=True, policy="cifar10")  # of the recipe
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images in memory, with what a model trained on them has to know. Labels are indices into `class_names`."""
+    """Images in memory and the names of their classes. Labels are indices into `class_names`."""
 
     class_names: list[str]
     train_images: Tensor  # uint8 (n, 3, img_size, img_size)
     train_labels: Tensor  # int64 (n,)
     test_images: Tensor
     test_labels: Tensor
-    mirrorable: bool = True  # False where a mirrored image would be another class, or none
+    mirrorable: bool = True  # False where a mirrored image may be of another class, as with digits
 
 
 def load_dataset(name: str, data_dir: str, img_size: int, data_url: str = "", cache: bool = True) -> Dataset:
-    """Read a dataset: cifar10, cifar100, digits or image-folder. RunError for what is missing or can't be read."""
-    if name == "image-folder":
-        content = read_image_folder(Path(data_dir), img_size, cache)
-        return Dataset(**{field.name: content[field.name] for field in fields(Dataset) if field.name in content})
-    dataset = load_digits() if name == "digits" else load_cifar(name, Path(data_dir), data_url)
+    """Read a dataset, named as in READERS, at img_size x img_size pixels.
+
+    `data_url` is a mirror of CIFAR's official archive; `cache` keeps the decoded pictures of an image folder on disk.
+    RunError for what is missing or can't be read.
+    """
+    dataset = READERS[name](Path(data_dir), img_size, data_url, cache)
     return replace(
         dataset,
         train_images=resize(dataset.train_images, img_size),
@@ -46,14 +48,13 @@ def load_dataset(name: str, data_dir: str, img_size: int, data_url: str = "", ca
     )
 
 
-def load_cifar(name: str, root: Path, data_url: str) -> Dataset:
-    """The official archive, downloaded where it is missing; torchvision unpacks it and checks the md5 of its files."""
-    source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+def load_cifar(name: str, source: type[datasets.CIFAR10], root: Path, data_url: str) -> Dataset:
+    """Read CIFAR from `root`; where it is missing, download the official archive. torchvision unpacks and checks it."""
     try:
         try:
             train, test = (source(root, train=train) for train in (True, False))
-        except RuntimeError:  # not unpacked yet, or not whole
-            get_archive(root / source.filename, data_url or source.url, source.tgz_md5)
+        except RuntimeError:  # not unpacked yet, or damaged
+            provide_archive(root / source.filename, data_url or source.url, source.tgz_md5)
             extract_archive(str(root / source.filename), str(root))  # refuses members outside the folder
             train, test = (source(root, train=train) for train in (True, False))
     except RunError as error:
@@ -61,26 +62,26 @@ def load_cifar(name: str, root: Path, data_url: str) -> Dataset:
             f"could not get {name}: {error}. Ways out: a mirror with --data-url, {source.filename} put into {root} by "
             "hand, or --dataset digits (--preset demo) or image-folder, which need no download"
         ) from None
-    except Exception as error:  # whatever an archive of another content leads to
-        raise RunError(f"can't read {name} from {root}: {str(error) or type(error).__name__}") from None
+    except Exception as error:  # an archive of other content can raise anything
+        raise RunError(f"can't read {name} from {root}: {first_line(error)}") from None
     images = [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in (train, test)]
     return Dataset(train.classes, images[0], torch.tensor(train.targets), images[1], torch.tensor(test.targets))
 
 
-def get_archive(path: Path, url: str, md5: str) -> None:
-    """See that the archive is there: put there by hand, or fetched from `url`, the archive's or its folder's."""
+def provide_archive(path: Path, url: str, md5: str) -> None:
+    """Check the archive at `path`, or download it; `url` is the address of the archive or of the folder it is in."""
     if path.exists():
         if (found := calculate_md5(path)) != md5:
             raise RunError(
-                f"{path} has md5 {found}, the official archive has {md5}: remove it, or put a whole one there"
+                f"{path} has md5 {found}, the official archive has {md5}: remove it, or replace it with a good one"
             )
         return
-    fetch(url if ".tar.gz" in url or ".tgz" in url else f"{url.rstrip('/')}/{path.name}", path, md5)
+    download(url if ".tar.gz" in url or ".tgz" in url else f"{url.rstrip('/')}/{path.name}", path, md5)
 
 
 def load_digits() -> Dataset:
-    """scikit-learn's 1,797 handwritten digits of 8x8 pixels and 17 greys; a fixed fifth is the test split."""
-    from sklearn.datasets import load_digits as read_digits  # takes a second to import, and only this needs it
+    """Read scikit-learn's 1,797 handwritten digits of 8x8 pixels; the test split is always the same 360."""
+    from sklearn.datasets import load_digits as read_digits  # here, because the import takes a second
 
     pixels, labels = read_digits(return_X_y=True)
     images = torch.from_numpy(pixels).view(-1, 1, 8, 8).mul(255 / 16).round().to(torch.uint8).repeat(1, 3, 1, 1)
@@ -89,6 +90,14 @@ def load_digits() -> Dataset:
     test, train = order[:360], order[360:]
     names = [str(digit) for digit in range(10)]
     return Dataset(names, images[train], labels[train], images[test], labels[test], mirrorable=False)
+
+
+READERS: dict[str, Callable[[Path, int, str, bool], Dataset]] = {  # of (root, img_size, data_url, cache)
+    "cifar10": lambda root, _, url, __: load_cifar("cifar10", datasets.CIFAR10, root, url),
+    "cifar100": lambda root, _, url, __: load_cifar("cifar100", datasets.CIFAR100, root, url),
+    "digits": lambda *_: load_digits(),
+    "image-folder": lambda root, img_size, _, cache: Dataset(**read_image_folder(root, img_size, cache)),
+}
 
 
 def resize(images: Tensor, img_size: int) -> Tensor:
@@ -100,21 +109,21 @@ def resize(images: Tensor, img_size: int) -> Tensor:
 
 
 def stratified_order(labels: Tensor, seed: int) -> Tensor:
-    """A random order in which every beginning holds each class in about its share of the whole."""
+    """A random order whose first k labels, for any k, hold each class in about the proportion of all labels."""
     order = torch.randperm(len(labels), generator=random_stream(seed, 0, "split"))
-    place = torch.empty(len(labels), dtype=torch.float64)  # how far through its class an image comes, in (0, 1)
+    position = torch.empty(len(labels), dtype=torch.float64)  # of an image within its own class, in (0, 1)
     for label in labels.unique():
         members = order[labels[order] == label]
-        place[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
-    return place.argsort(stable=True)
+        position[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
+    return position.argsort(stable=True)
 
 
 def channel_stats(images: Tensor) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel of uint8 images, in 0..1, from how often each grey level is there."""
+    """Mean and standard deviation of each channel of uint8 images, in 0..1, from the histogram of its 256 levels."""
     counts = torch.stack([images[:, channel].flatten().bincount(minlength=256) for channel in range(images.shape[1])])
     levels, count = torch.arange(256), images.numel() // images.shape[1]
     mean, mean_square = ((counts * power).sum(1).double() / count for power in (levels, levels**2))
-    std = (mean_square - mean**2).clamp(min=1).sqrt()  # at least one grey level, so that a constant channel divides too
+    std = (mean_square - mean**2).clamp(min=1).sqrt()  # at least one level, or a constant channel would divide by 0
     return (mean / 255).tolist(), (std / 255).tolist()
 
 
@@ -134,28 +143,28 @@ def get_cifar10_dataloaders(
     rank: int = 0,
     world_size: int = 1,
 ) -> tuple[ImageLoader, ImageLoader]:
-    """A training loader and one for the monitored split: the test images, or with `val_size` held-out training images.
+    """Create the training loader and the evaluation loader: of the test images, or of `val_size` training images.
 
-    `dataset` is what load_dataset returns; by default CIFAR-10 from `data_dir`. Both loaders normalize with the mean
-    and std of all training images, measured. UsageError for sizes that do not fit the data.
+    `dataset` is what load_dataset returns; by default it is CIFAR-10 from `data_dir`. Both loaders normalize with the
+    mean and standard deviation of all training images. UsageError for sizes that do not fit the data.
     """
     dataset = dataset or load_dataset("cifar10", data_dir, img_size=32)
     total, num_classes = len(dataset.train_images), len(dataset.class_names)
     if val_size and not num_classes <= val_size <= total - num_classes:
         raise UsageError(f"val_size must be 0 or between {num_classes} and {total - num_classes} here, got {val_size}")
     if max_train_images > total - val_size:
-        raise UsageError(f"max_train_images {max_train_images} is more than the {total - val_size} there are")
+        raise UsageError(f"max_train_images {max_train_images} is more than the {total - val_size} images there are")
     mean, std = channel_stats(dataset.train_images)
     order = stratified_order(dataset.train_labels, seed)
     held_out, kept = order[:val_size], order[val_size:][: max_train_images or None].sort().values
     images, labels = dataset.train_images, dataset.train_labels
-    if len(kept) < total:  # else they need no copy
+    if len(kept) < total:  # all of them need no copy
         images, labels = images[kept], labels[kept]
-    mirrors = augmentation.horizontal_flip and dataset.mirrorable
+    augmentation = replace(augmentation, horizontal_flip=augmentation.horizontal_flip and dataset.mirrorable)
     train_loader = ImageLoader(
-        images, labels, mean, std, batch_size, shuffle_seed=seed,
-        augmentation=replace(augmentation, horizontal_flip=mirrors), mixing=mixing, num_workers=num_workers,
-        small_epochs=small_epochs, device=device, rank=rank, world_size=world_size, split="train",
+        images, labels, mean, std, batch_size, shuffle_seed=seed, augmentation=augmentation, mixing=mixing,
+        small_epochs=small_epochs, num_workers=num_workers, device=device, rank=rank, world_size=world_size,
+        split="train",
     )  # fmt: skip
     if val_size:
         dataset = replace(
@@ -173,7 +182,7 @@ def create_eval_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> ImageLoader:
-    """The dataset's test images in their own order, normalized with the training images' `stats`."""
+    """Create a loader of the test images in their own order, normalized with the training images' `stats`."""
     return ImageLoader(
         dataset.test_images, dataset.test_labels, **stats, batch_size=EVAL_BATCH_SIZE, device=device, rank=rank,
         world_size=world_size, split=split,

@@ -1,9 +1,10 @@
-"""Getting an archive: resumed where it broke off, checked by md5, and never half there under its own name."""
+"""The download of an archive: it resumes where it broke off, and a file appears under its own name only when whole."""
 
 import errno
 import http.client
 import urllib.error
 import urllib.request
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from filelock import FileLock
@@ -12,60 +13,58 @@ from tqdm import tqdm
 
 from training.errors import RunError
 
-TIMEOUT = 30  # seconds without a byte, after which the server is given up
+TIMEOUT = 30  # seconds without a byte, after which the download ends; a slow server has all the time it needs
 BLOCK = 1 << 16  # bytes
+LINE_EVERY = 20_000_000  # bytes, where the size is unknown
 
 
-def fetch(url: str, path: Path, md5: str) -> None:
-    """Download `url` to `path`, going on with what an earlier try left in `path`.part.
+def download(url: str, path: Path, md5: str) -> None:
+    """Download `url` to `path`; what an earlier attempt left in `path`.part is not asked for again.
 
     RunError for an address that does not answer, an answer that is cut short, and a file of another md5 (removed).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
-    with FileLock(lock):  # another run may want the same: it waits, and finds it here
+    with FileLock(lock):  # another run may be downloading the same file: this one waits, and finds it here
         try:
             if not path.exists():
-                fetch_alone(url, path, md5)
+                download_and_check(url, path, md5)
         finally:
             lock.unlink()
 
 
-def fetch_alone(url: str, path: Path, md5: str) -> None:
-    """The same for a process that no other comes in between."""
+def download_and_check(url: str, path: Path, md5: str) -> None:
+    """The same, without the lock."""
     partial = path.with_name(f"{path.name}.part")
     resumed = partial.exists() and partial.stat().st_size > 0
-    download(url, partial)
-    if calculate_md5(partial) != md5 and resumed:  # the beginning may have been of another file
+    download_rest(url, partial)
+    if calculate_md5(partial) != md5 and resumed:  # the part may have been of another file
         partial.unlink()
-        download(url, partial)
+        download_rest(url, partial)
     if (found := calculate_md5(partial)) != md5:
         partial.unlink()
         raise RunError(f"{url} sent a file with md5 {found}, the official one is {md5}: use another address")
     partial.rename(path)
 
 
-def download(url: str, partial: Path) -> None:
-    """Append to `partial` what it lacks of `url`, or all of it where the server does not send parts."""
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    have = partial.stat().st_size if partial.exists() else 0
+def download_rest(url: str, partial: Path) -> None:
+    """Append to `partial` what is missing of `url`, or write it anew where the server does not send ranges."""
+    start = partial.stat().st_size if partial.exists() else 0
     try:
-        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+        request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             if "html" in response.headers.get("Content-Type", ""):
                 raise RunError(f"{url} answers with a web page, not with the archive: check the address")
             appends = response.status == http.HTTPStatus.PARTIAL_CONTENT
-            have = have if appends else 0
+            start = start if appends else 0
             length = response.headers.get("Content-Length")
-            total = have + int(length) if length else None
-            bar = tqdm(desc=partial.stem, initial=have, total=total, unit="B", unit_scale=True, disable=None)
-            with open(partial, "ab" if appends else "wb") as file, bar:
-                while block := response.read1(BLOCK):  # what is there, so that a stall loses nothing
+            total = start + int(length) if length else None
+            blocks = iter(lambda: response.read1(BLOCK), b"")  # read1 returns what is there: a stall loses nothing
+            with open(partial, "ab" if appends else "wb") as file:
+                for block in show_progress(blocks, url, start, total):
                     file.write(block)
-                    bar.update(len(block))
-                    have += len(block)
     except urllib.error.HTTPError as error:
-        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and have:  # all of it is here, or another file
+        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and start:  # all is here, or of another file
             return
         raise RunError(f"{url} answers {error.code} {error.reason}") from None
     except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:  # file:// is an AttributeError
@@ -73,5 +72,29 @@ def download(url: str, partial: Path) -> None:
             raise RunError(f"can't write {partial}: {error}") from None
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__
         raise RunError(f"{url} did not send the archive ({reason})") from None
-    if total is not None and have < total:
-        raise RunError(f"{url} broke off after {have:,} of {total:,} bytes; they are kept: the same command goes on")
+    if total is not None and (size := partial.stat().st_size) < total:
+        raise RunError(f"{url} broke off after {size:,} of {total:,} bytes; they are kept: the same command goes on")
+
+
+def show_progress(blocks: Iterable[bytes], url: str, start: int, total: int | None) -> Iterator[bytes]:
+    """Pass the blocks on and show how many bytes have come: a bar on a terminal, elsewhere a line every ten percent.
+
+    `start` is the number of bytes that were there before, `total` the size of the whole file.
+    """
+    size = f"{total / 1e6:.1f} MB" if total else "size unknown"
+    received = start
+    with tqdm(desc="downloading", initial=start, total=total, unit="B", unit_scale=True, disable=None) as bar:
+        if bar.disable:
+            resumed = f", {start / 1e6:.1f} MB of it are here" if start else ""
+            print(f"Downloading {url} ({size}{resumed})", flush=True)
+        for block in blocks:
+            before, received = received, received + len(block)
+            bar.update(len(block))
+            if bar.disable and lines_due(received, total) > lines_due(before, total):
+                percent = f" ({100 * received // total}%)" if total else ""
+                print(f"  {received / 1e6:.1f} MB{percent}", flush=True)
+            yield block
+
+
+def lines_due(received: int, total: int | None) -> int:
+    return 10 * received // total if total else received // LINE_EVERY

@@ -1,0 +1,39 @@
+"""Classify picture files of the user's own."""
+
+from pathlib import Path
+
+import torch
+
+from evaluation import attention
+from evaluation.trained import TrainedModel
+from training.data.image_folder import read_image
+from training.errors import UsageError
+from training.files import create_folder
+
+NUM_GUESSES = 5  # classes that are named for each picture
+
+
+def classify_files(subject: TrainedModel, files: tuple[str, ...], folder: Path) -> None:
+    """Print the likeliest classes of each picture file, of any size and mode, and draw them with the attention maps."""
+    images = torch.stack([read_image(file, subject.img_size) for file in files])
+    if folder.resolve() in {Path(file).resolve().parent for file in files}:
+        raise UsageError(f"the figures would be written among the pictures in {folder}: choose another --output-dir")
+    create_folder(folder)
+    from evaluation.attention_plots import plot_classified  # its import takes seconds: after what can fail
+
+    names, has_attention = subject.class_names, attention.has_attention(subject.model)
+    top = subject(images).softmax(dim=1).topk(min(NUM_GUESSES, len(names)), dim=1)
+    drawn: set[str] = set()
+    for i, file in enumerate(files):
+        guesses = [(names[c], p) for p, c in zip(top.values[i].tolist(), top.indices[i].tolist(), strict=True)]
+        print(f"{file}: {', '.join(f'{name} {100 * probability:.1f}%' for name, probability in guesses)}")
+        maps = None
+        if has_attention:
+            rollout, heads = attention.class_token_attention(subject.model, subject.normalize(images[i : i + 1]))
+            maps = rollout[0], heads[0]
+        stem = Path(file).stem[:40]  # a file name may have 255 bytes, and a letter may take four
+        stem = stem if stem not in drawn else f"{stem}_{i + 1}"
+        drawn.add(stem)
+        plot_classified(images[i], guesses, maps, folder / f"{stem}.png", Path(file).name)
+    shown = "with attention maps" if has_attention else f"no attention maps: {subject.saved['model_name']} has none"
+    print(f"Figures: {folder} ({shown})")

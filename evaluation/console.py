@@ -1,0 +1,51 @@
+"""What the evaluator prints: a table of the classes, and a line for each option."""
+
+from typing import Any
+
+MAX_ROWS = 100  # classes in the table; the report has them all
+
+
+def print_evaluation(evaluation: dict[str, Any]) -> None:
+    """Print the content of evaluation.json that a user looks for first."""
+    print_table(evaluation)
+    low, high = evaluation["accuracy_interval"]
+    error = 100 * evaluation["calibration"]["expected_calibration_error"]
+    print(
+        f"\n95% interval {low:.2f} to {high:.2f}%; top-3 accuracy {evaluation['top3_accuracy']:.2f}%; "
+        f"expected calibration error {error:.2f}%"
+    )
+    print(f"Test loss {evaluation['loss']:.4f}; {evaluation['model_name']} of epoch {evaluation['epoch']}.")
+    if evaluation["chosen_on"] == "test":
+        print("The epoch was chosen on these same images: the accuracy is slightly optimistic. --val-size avoids this.")
+    print_options(evaluation)
+
+
+def print_table(evaluation: dict[str, Any]) -> None:
+    """Print the accuracy of each class and of all images."""
+    rows = evaluation["per_class"]
+    correct = sum(row["num_correct"] for row in rows)
+    width = max(len("all images"), *(len(row["name"]) for row in rows))
+    if len(rows) > MAX_ROWS:
+        print(f"\nThe {MAX_ROWS} classes of {len(rows):,} with the lowest accuracy:")
+        rows = sorted(rows, key=lambda row: row["accuracy"])[:MAX_ROWS]
+    print(f"\n{'class':<{width}}  images  correct  accuracy\n{'-' * (width + 27)}")
+    for row in rows:
+        print(f"{row['name']:<{width}}  {row['num_images']:>6}  {row['num_correct']:>7}  {row['accuracy']:>7.2f}%")
+    print("-" * (width + 27))
+    print(f"{'all images':<{width}}  {evaluation['num_images']:>6}  {correct:>7}  {evaluation['accuracy']:>7.2f}%")
+
+
+def print_options(evaluation: dict[str, Any]) -> None:
+    """Print what --flip, --corruptions and --compare found."""
+    if flip := evaluation.get("flip"):
+        print(f"Averaged with the mirror images: {flip['accuracy']:.2f}%, loss {flip['loss']:.4f}")
+    for name, results in evaluation.get("corruptions", {}).items():
+        accuracies = ", ".join(f"{row['accuracy']:.2f}% at {row['strength']:g}" for row in results)
+        print(f"Under {name}: {accuracies}")
+    if other := evaluation.get("comparison"):
+        low, high = other["difference_interval"]
+        print(
+            f"Second model, {other['checkpoint']} ({other['model_name']}): {other['accuracy']:.2f}%\n"
+            f"First minus second: {other['difference']:+.2f} points (95% interval {low:+.2f} to {high:+.2f}). Only the "
+            f"first gets {other['num_only_this_right']} images right, only the second {other['num_only_other_right']}."
+        )

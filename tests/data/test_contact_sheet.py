@@ -1,0 +1,35 @@
+"""The contact sheet shows images as they are, and as training sees them in its first epochs."""
+
+import numpy as np
+import torch
+from PIL import Image
+
+from training.data.augment import Augmentation
+from training.data.contact_sheet import COLUMNS, ROWS, SCALE, save_contact_sheet
+from training.data.loader import ImageLoader
+
+IMAGES = torch.randint(256, (50, 3, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
+
+
+def loader_of(augmentation: Augmentation | None) -> ImageLoader:
+    mean_and_std = [[0.5] * 3] * 2
+    return ImageLoader(
+        IMAGES, torch.arange(50), *mean_and_std, batch_size=16, shuffle_seed=3, augmentation=augmentation, split="train"
+    )
+
+
+def test_a_row_holds_an_image_and_its_augmentation_in_each_of_the_first_epochs(tmp_path):
+    augmentation = Augmentation(crop_padding=2, horizontal_flip=True)
+    save_contact_sheet(loader_of(augmentation), tmp_path / "sheet.png")
+    sheet = np.array(Image.open(tmp_path / "sheet.png"))
+    step = 8 * SCALE + 4  # with the white lines between the tiles
+    for row, index in enumerate(torch.linspace(0, 49, ROWS).long()):
+        epochs = [augmentation(IMAGES, augmentation.draw(3, epoch, 50))[index] for epoch in range(COLUMNS - 1)]
+        for column, image in enumerate([IMAGES[index], *epochs]):
+            tile = sheet[4 + row * step :, 4 + column * step :][: 8 * SCALE : SCALE, : 8 * SCALE : SCALE]
+            np.testing.assert_array_equal(tile, image.permute(1, 2, 0))
+
+
+def test_without_augmentation_there_is_no_sheet(tmp_path):
+    save_contact_sheet(loader_of(None), tmp_path / "sheet.png")
+    assert not [*tmp_path.iterdir()]

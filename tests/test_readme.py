@@ -1,0 +1,117 @@
+"""README.md and docs/ against the repository: links, flags, files, and the counts that the README states."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])
+SCRIPTS = [*ROOT.glob("*.py"), *ROOT.glob("benchmarks/*.py"), ROOT / "training" / "cli.py"]
+FOREIGN_FLAGS = {  # of torchrun and TensorBoard
+    *("--standalone", "--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id"),
+    *("--max-restarts", "--logdir"),
+}
+MAX_WORDS = 1500  # of the README: ten minutes
+MAX_LINES = 1499  # of the files that it says to read
+
+
+def test_the_readme_is_read_in_ten_minutes():
+    assert len(README.split()) <= MAX_WORDS
+
+
+def test_the_files_to_read_have_as_many_lines_as_the_readme_says():
+    stated = re.search(r"Read these files in this order, ([\d,]+) lines", README)
+    assert stated
+    files = re.findall(r"^\d\. `(.+?)`", README, re.MULTILINE)
+    assert len(files) == 8
+    lines = sum(len((ROOT / file).read_text().splitlines()) for file in files)
+    assert int(stated[1].replace(",", "")) == lines, f"they have {lines:,} lines: say so in README.md"
+    assert lines <= MAX_LINES
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_lead_somewhere(page):
+    text = page.read_text()
+    targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    for target in targets:
+        if target.startswith("http"):
+            continue
+        name, _, anchor = target.partition("#")
+        path = page.parent / name if name else page
+        assert path.exists(), target
+        assert not anchor or anchor in headings(path), target
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_every_docs_page_is_linked_from_the_readme():
+    assert {page.name for page in PAGES} - {"README.md"} == set(re.findall(r"\(docs/([\w-]+\.md)", README))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_flags_exist(page):
+    known = {"--help"} | FOREIGN_FLAGS
+    for script in SCRIPTS:
+        known |= flags(script)
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", page.read_text())) <= known
+
+
+@pytest.mark.parametrize(
+    ("script", "page"),
+    [
+        ("config_vit_cifar10.py", "settings.md"),
+        ("training/cli.py", "settings.md"),
+        ("evaluate_vit.py", "evaluation.md"),
+        ("benchmarks/throughput.py", "speed.md"),
+    ],
+)
+def test_the_reference_names_every_flag(script, page):
+    text = (ROOT / "docs" / page).read_text()
+    for names in fields(ROOT / script).values():
+        assert any(f"`{name}`" in text or f"{name} " in text for name in names), names
+
+
+def fields(script: Path) -> dict[str, set[str]]:
+    """The fields of a script's settings, with their flags: --name, and --no-name for one that can be a bool."""
+    found = {}
+    for node in ast.walk(ast.parse(script.read_text())):
+        if isinstance(node, ast.ClassDef) and (node.name.endswith("Config") or node.name == "Command"):
+            for line in node.body:
+                if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
+                    kind, name = ast.unparse(line.annotation), line.target.id
+                    if not kind.startswith(("ClassVar", "tyro.conf.OmitArgPrefixes", "tyro.conf.Positional")):
+                        flag = name.replace("_", "-")
+                        found[name] = {f"--{flag}"} | ({f"--no-{flag}"} if re.search(r"\bbool\b", kind) else set())
+    return found
+
+
+def flags(script: Path) -> set[str]:
+    return {flag for names in fields(script).values() for flag in names}
+
+
+def test_the_house_table_names_what_is_there():
+    table = README.split("The whole house:")[1].split("## ")[0]
+    named = set(re.findall(r"`([^`]+?)/?`", table))
+    missing = top_level() - named
+    assert not missing, f"name them in the README's house table: {sorted(missing)}"
+    rooms = ("training", "training/data", "evaluation", "benchmarks")
+    modules = {path.name for room in rooms for path in (ROOT / room).glob("*.py")} - {"__init__.py"}
+    assert modules <= named, f"name them in the README's house table: {sorted(modules - named)}"
+    gone = {name for name in named if not (ROOT / name).exists()} - modules - {"LOG.md"}
+    assert not gone, f"these are gone, the README's house table has them still: {sorted(gone)}"
+
+
+def top_level() -> set[str]:
+    """Files and folders at the top that git knows, without those whose names begin with a dot."""
+    git = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True, check=False)
+    if git.returncode:
+        pytest.skip("this is no clone")
+    return {name for line in git.stdout.splitlines() if (name := line.split("/")[0])[0] != "."}

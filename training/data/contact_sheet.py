@@ -1,0 +1,32 @@
+"""A picture of what the augmentation does to a few training images."""
+
+from pathlib import Path
+
+import torch
+from torchvision.transforms.v2 import functional as tv
+from torchvision.utils import make_grid
+
+from training.data.loader import ImageLoader
+from training.files import write_atomically
+
+ROWS, COLUMNS = 8, 8  # tiles of the sheet
+SCALE = 2  # each pixel is drawn as a square of SCALE x SCALE
+
+
+def save_contact_sheet(loader: ImageLoader, path: Path) -> None:
+    """Save a PNG with a row for each image: first the original, then its augmentation in the first epochs, unmixed.
+
+    Without augmentation there is nothing to show and nothing is written.
+    """
+    if loader.augmentation is None or loader.shuffle_seed is None:
+        return
+    index = torch.linspace(0, len(loader.images) - 1, ROWS).long()
+    images = loader.images[index.to(loader.images.device)].cpu()
+    columns = [images]
+    for epoch in range(COLUMNS - 1):
+        draws = loader.augmentation.draw(loader.shuffle_seed, epoch, len(loader.images))
+        columns.append(loader.augmentation(images, {name: values[index] for name, values in draws.items()}))
+    tiles = torch.stack(columns, dim=1).flatten(0, 1)  # (ROWS * COLUMNS, 3, H, W)
+    tiles = tiles.repeat_interleave(SCALE, 2).repeat_interleave(SCALE, 3)
+    sheet = tv.to_pil_image(make_grid(tiles, nrow=COLUMNS, padding=4, pad_value=255))
+    write_atomically(path, lambda file: sheet.save(file, format="PNG"))
