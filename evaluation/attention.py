@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def has_attention(model: nn.Module) -> bool:
-    """Whether the model has transformer blocks under timm's names, with a class token and position embeddings."""
+    """Whether the model has transformer blocks under timm's names, and position embeddings."""
     return all(hasattr(model, name) for name in ("blocks", "cls_token", "pos_embed", "patch_embed"))
 
 
@@ -33,10 +33,12 @@ def attention_inputs(model: Any, images: Tensor) -> list[Tensor]:
 
 
 @torch.inference_mode()
-def attention_weights(attention: Any, x: Tensor) -> Tensor:
-    """The attention weights (B, H, N, N) of a block for its input (B, N, D): a row for each query token, with sum 1."""
-    qkv = attention.qkv(x)  # (B, N, 3 * D)
-    q, k, _ = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, N, D/H) each
+def attention_weights(attention: Any, x: Tensor, angles: Tensor | None = None) -> Tensor:
+    """The attention weights (B, H, N, N) of a block for its input (B, N, D): a row for each query token, with sum 1.
+
+    `angles` are those of the model's rotary positions, if it has them.
+    """
+    q, k, _ = attention.queries_keys_values(x, angles)  # (B, H, N, D/H) each
     return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
 
 
@@ -58,16 +60,19 @@ def rollout(layers: Iterable[Tensor]) -> Tensor:
 
 
 def class_token_attention(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the class token looks, for normalized images (B, C, height, width).
+    """Where the class token looks, for normalized images (B, C, height, width); without one, the mean of all patches.
 
     Returns the rollout (B, S, S) over all blocks and the heads (B, H, S, S) of the last block, laid out as the patches
     are in the image. The class token's attention to itself is left out, so a map's sum is below 1.
     """
-    rolled, heads = [], []
+    rolled, heads, prefix = [], [], model.num_prefix_tokens
+    read = slice(0, 1) if prefix else slice(None)  # the tokens that the head reads
     for image in images.split(1):  # one by one: with 3,000 tokens a block's weights take 100 MB an image
         inputs = attention_inputs(model, image)
-        rolled.append(rollout(map(attention_weights, (block.attn for block in model.blocks), inputs))[:, 0, 1:])
-        heads.append(attention_weights(model.blocks[-1].attn, inputs[-1])[:, :, 0, 1:])
+        _, angles = model.positions(inputs[0].shape[1] - prefix)
+        layers = (attention_weights(block.attn, x, angles) for block, x in zip(model.blocks, inputs, strict=True))
+        rolled.append(rollout(layers)[:, read, prefix:].mean(dim=1))
+        heads.append(attention_weights(model.blocks[-1].attn, inputs[-1], angles)[:, :, read, prefix:].mean(dim=2))
     return as_grid(torch.cat(rolled)).cpu(), as_grid(torch.cat(heads)).cpu()
 
 
@@ -82,6 +87,6 @@ def position_similarity(model: Any) -> Tensor:
 
     As in figure 7 of the ViT paper (https://arxiv.org/abs/2010.11929).
     """
-    embeddings = nn.functional.normalize(model.pos_embed.detach().float().cpu()[0, 1:], dim=1)  # (S * S, D)
+    embeddings = nn.functional.normalize(model.pos_embed.detach().float().cpu()[0, model.num_prefix_tokens :], dim=1)
     maps = as_grid(embeddings @ embeddings.T)  # (S * S, S, S)
     return maps.unflatten(0, maps.shape[1:])

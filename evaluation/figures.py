@@ -54,8 +54,9 @@ FIGURES = {  # name, which is also that of the file: heading, how to read the fi
     ),
     "attention": (
         "Attention",
-        "Which patches the class token looks at. Rollout follows the attention through all blocks; the other maps show "
-        "single heads of the last block. Bright patches get the most attention; each map has its own scale.",
+        "Which patches the class token looks at (without one: all patches on average). Rollout follows the attention "
+        "through all blocks; the other maps show single heads of the last block. Bright patches get the most "
+        "attention; each map has its own scale.",
     ),
     "position_embeddings": (
         "Position embeddings",
