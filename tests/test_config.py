@@ -60,6 +60,26 @@ def test_the_presets_are_the_choices_and_each_makes_a_config(config_class):
     assert set(get_args(get_type_hints(config_class)["preset"])) == set(config_class.presets)
 
 
+@pytest.mark.parametrize("preset", ["cpu-15min", "cpu-1h", "overnight", "strong"])
+def test_the_presets_of_the_new_recipe_share_it_and_strong_has_the_baselines_size(preset):
+    config, baseline = ViTConfig.from_preset(preset), ViTConfig()
+    assert config_vit_cifar10.NEW_RECIPE.keys() <= config.to_dict().keys()
+    model = (config.global_pool, config.qk_norm, config.pos_embed, config.zero_init)
+    assert (model, config.optimizer, config.schedule) == (("avg", True, "rope", True), "muon", "linear")
+    assert 0 < config.warmup <= config.num_epochs / 20
+    size = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "num_epochs")
+    same = all(getattr(config, name) == getattr(baseline, name) for name in size)
+    assert same == (preset in ("overnight", "strong"))
+
+
+def test_a_checkpoint_of_before_an_option_was_added_has_it_off():
+    """refuse_other_run and the evaluator take the defaults for what a saved config or model does not name."""
+    config = ViTConfig()
+    options = (config.global_pool, config.qk_norm, config.pos_embed, config.zero_init, config.small_images_share)
+    assert options == ("token", False, "learn", False, 0)
+    assert (config.optimizer, config.schedule) == ("adamw", "cosine")
+
+
 def test_the_demo_needs_no_download_and_no_cifar_folder():
     demo = ViTConfig.from_preset("demo")
     assert (demo.dataset, demo.output_dir) == ("digits", "checkpoints/demo")
