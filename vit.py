@@ -181,9 +181,8 @@ class VisionTransformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch_embed(x)                               # (B, T, D)
         pos_embed, angles = self.positions(x.shape[1])
-        if self.cls_token is not None:
-            cls_token = self.cls_token.expand(len(x), -1, -1) # (B, 1, D)
-            x = torch.cat([cls_token, x], dim=1)              # (B, N, D)
+        if self.cls_token is not None:                        # (B, N, D)
+            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
         x = self.pos_drop(x + pos_embed)                      # (B, N, D)
         for block in self.blocks[:-1]:
             x = block(x, angles=angles)                       # (B, N, D)

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from resnet import ResNet18
-from training.optim import Muon, create_optimizer, create_scheduler, lr_factor, orthogonalize
+from training.muon import Muon, orthogonalize
+from training.optim import create_optimizer, create_scheduler, lr_factor
 from vit import VisionTransformer
 
 # by hand: a cosine's quarters are 1/2 + sqrt(1/2)/2, 1/2 and 1/2 - sqrt(1/2)/2, its thirds 3/4 and 1/4
