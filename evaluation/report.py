@@ -23,9 +23,6 @@ HERE = Path(__file__).parent
 MAX_MISTAKES = 400  # in the page's list
 MAX_BYTES = 1_500_000  # of their pictures, so that the page stays below 5 MB
 THUMBNAIL = 64  # pixels: larger images are made smaller
-WIDE = {  # figures shown over the whole width of the page
-    "training_curves", "predictions", "mistakes", "attention", "comparison_curves", "comparison_images", "confidence",
-}  # fmt: skip
 
 
 def write_report(path: Path, results: Results, left_out: dict[str, str]) -> None:
@@ -39,16 +36,12 @@ def write_report(path: Path, results: Results, left_out: dict[str, str]) -> None
     )
     environment.filters["percent"] = lambda value: f"{value:.2f} %"
     script, style = ((HERE / name).read_text() for name in ("report.js", "report.css"))
-    figures = [
-        {"name": name, "heading": heading, "text": text, "wide": name in WIDE, "data": encode(file.read_bytes())}
-        for name, (heading, text) in FIGURES.items()
-        if name not in left_out and (file := path.with_name(f"{name}.png")).exists()
-    ]
+    files = {name: path.with_name(f"{name}.png") for name in FIGURES if name not in left_out}
     page = environment.get_template("report.html.j2").render(
         evaluation=results.evaluation,
         subject=describe(results.subject),
         other=describe(results.other) if results.other else None,
-        figures=figures,
+        figures={name: encode(file.read_bytes()) for name, file in files.items() if file.exists()},
         left_out=left_out,
         mistakes=list_mistakes(results),
         num_mistakes=int((results.logits.argmax(dim=1) != results.labels).sum()),
