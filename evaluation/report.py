@@ -17,7 +17,7 @@ from evaluation.figures import FIGURES, Results
 from evaluation.trained import TrainedModel
 from training.console import format_time
 from training.files import write_atomically
-from training.history import History, monitored_split
+from training.history import monitored_split
 
 HERE = Path(__file__).parent
 MAX_MISTAKES = 400  # in the page's list
@@ -54,28 +54,20 @@ def write_report(path: Path, results: Results, left_out: dict[str, str]) -> None
 
 
 def describe(trained: TrainedModel) -> dict[str, Any]:
-    """The run of a model as the page shows it: settings, machine, and cost, which is None without a history."""
-    run = trained.run
+    """The run of a model as the page shows it: settings, machine, and cost, which is None without a history.
+
+    The cost is the number of epochs, their time and speed, and the last epoch's accuracy in percent.
+    """
+    run, records = trained.run, trained.records
     machine = {name: run[name] for name in ("cpu", "device", "threads", "versions", "git_revision") if name in run}
     if isinstance(machine.get("versions"), dict):
         machine["versions"] = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    return {
-        "title": trained.title,
-        "config": trained.saved["config"],
-        "machine": machine,
-        "cost": cost_of(trained.records) if trained.records else None,
-    }
-
-
-def cost_of(records: History) -> dict[str, Any]:
-    """The number of epochs, their time and speed, and the last epoch's accuracy in percent."""
-    accuracies = records[f"{monitored_split(records)}_acc"]
-    return {
-        "epochs": len(records["epoch"]),
-        "time": format_time(sum(records["epoch_time"])),
+    cost = records and {
+        "epochs": len(records["epoch"]), "time": format_time(sum(records["epoch_time"])),
         "images_per_second": sum(records["images_per_second"]) / len(records["epoch"]),
-        "last_acc": accuracies[-1],
-    }
+        "last_acc": records[f"{monitored_split(records)}_acc"][-1],
+    }  # fmt: skip
+    return {"title": trained.title, "config": trained.saved["config"], "machine": machine, "cost": cost}
 
 
 def list_mistakes(results: Results) -> list[dict[str, Any]]:
@@ -88,15 +80,10 @@ def list_mistakes(results: Results) -> list[dict[str, Any]]:
         if num_bytes > MAX_BYTES:
             break
         predicted = int(results.probabilities[index].argmax())
-        shown.append(
-            {
-                "index": index,
-                "true": names[int(results.labels[index])],
-                "predicted": names[predicted],
-                "probability": 100 * results.probabilities[index, predicted].item(),
-                "data": data,
-            }
-        )
+        shown.append({
+            "index": index, "true": names[int(results.labels[index])], "predicted": names[predicted],
+            "probability": 100 * results.probabilities[index, predicted].item(), "data": data,
+        })  # fmt: skip
     return shown
 
 
