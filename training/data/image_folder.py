@@ -122,6 +122,5 @@ def read_image(path: str | Path, img_size: int) -> Tensor:
             image = image.convert("RGB")
     except Exception as error:  # a damaged file can raise anything in Pillow
         raise RunError(f"can't read the image {path}: {first_line(error)}") from None
-    if image.size != (img_size, img_size):
-        image = image.resize((img_size, img_size), Image.Resampling.BILINEAR)  # with antialiasing
+    image = image.resize((img_size, img_size), Image.Resampling.BILINEAR)  # with antialiasing
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
