@@ -29,10 +29,10 @@ train: setup                     ## the real run: ViT-Tiny on CIFAR-10, many hou
 	$(RUN) train_vit_cifar10.py
 
 test: setup-dev                  ## all tests
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 faults: setup-dev                ## the long fault tests, 200 kills; writes results/faults.md
-	FAULT_KILLS=200 FAULT_TABLE=results/faults.md $(RUN) -m pytest tests/faults
+	FAULT_KILLS=200 FAULT_TABLE=results/faults.md $(RUN) -m pytest -n 2 tests/faults
 
 lint: setup-dev                  ## style, format, types
 	$(VENV)/bin/ruff check .

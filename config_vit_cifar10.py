@@ -90,21 +90,11 @@ class TrainConfig:
     """keep a checkpoint_epoch_N.pth every this many epochs, and after the last"""
 
     ranges: ClassVar[dict[str, tuple[float, float]]] = {  # lowest and highest value; of other numbers, 0 and 10^9
-        "img_size": (4, 1024),
-        "num_epochs": (1, 10**6),
-        "batch_size": (1, 10**6),
-        "learning_rate": (1e-12, 1e3),
-        "weight_decay": (0, 1e3),
-        "randaugment_magnitude": (0, 30),
-        "random_erasing": (0, 1),
-        "mixup_alpha": (0, 100),
-        "cutmix_alpha": (0, 100),
-        "mix_probability": (0, 1),
-        "label_smoothing": (0, 0.99),
-        "num_workers": (0, 256),
-        "seed": (0, 2**63 - 1),
-        "save_every": (1, 10**6),
-    }
+        "img_size": (4, 1024), "num_epochs": (1, 10**6), "batch_size": (1, 10**6), "learning_rate": (1e-12, 1e3),
+        "weight_decay": (0, 1e3), "randaugment_magnitude": (0, 30), "random_erasing": (0, 1), "mixup_alpha": (0, 100),
+        "cutmix_alpha": (0, 100), "mix_probability": (0, 1), "label_smoothing": (0, 0.99), "num_workers": (0, 256),
+        "seed": (0, 2**63 - 1), "save_every": (1, 10**6),
+    }  # fmt: skip
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "baseline": {},
         "quick": {"num_epochs": 50},
@@ -171,13 +161,9 @@ class ViTConfig(TrainConfig):
     """folder for the files of the run"""
 
     ranges: ClassVar[dict[str, tuple[float, float]]] = TrainConfig.ranges | {
-        "patch_size": (1, 1024),
-        "embed_dim": (1, 65536),
-        "depth": (1, 1000),
-        "num_heads": (1, 65536),
-        "mlp_ratio": (0.01, 100),
-        "dropout": (0, 0.99),
-    }
+        "patch_size": (1, 1024), "embed_dim": (1, 65536), "depth": (1, 1000), "num_heads": (1, 65536),
+        "mlp_ratio": (0.01, 100), "dropout": (0, 0.99),
+    }  # fmt: skip
     presets: ClassVar[dict[str, dict[str, Any]]] = TrainConfig.presets | {
         "small": {"embed_dim": 96, "depth": 6},
         "patch2": {"patch_size": 2},  # 257 tokens per image instead of 65
@@ -185,18 +171,10 @@ class ViTConfig(TrainConfig):
         # scikit-learn's digits, 8x8 pixels doubled to 16x16, and a small model: two minutes on two cores.
         # AutoAugment's policy was searched on photographs and costs accuracy here (results/LOG.md).
         "demo": {
-            "dataset": "digits",
-            "img_size": 16,
-            "crop_padding": 2,
-            "auto_augment": False,
-            "embed_dim": 96,
-            "depth": 4,
-            "dropout": 0.0,
-            "num_epochs": 100,
-            "warmup_epochs": 5,
-            "output_dir": "checkpoints/demo",
+            "dataset": "digits", "img_size": 16, "crop_padding": 2, "auto_augment": False, "embed_dim": 96, "depth": 4,
+            "dropout": 0.0, "num_epochs": 100, "warmup_epochs": 5, "output_dir": "checkpoints/demo",
         },
-    }
+    }  # fmt: skip
     model_fields: ClassVar[tuple[str, ...]] = (
         "img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "dropout",
     )  # fmt: skip

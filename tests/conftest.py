@@ -1,4 +1,4 @@
-"""What several files of tests need: a small archive in CIFAR's official format, and a folder of pictures."""
+"""What several test files need: a small archive in CIFAR's official format, and a folder of pictures."""
 
 import hashlib
 import http.server
@@ -22,7 +22,7 @@ from torchvision import datasets
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
-    """Work as small as the tests' is done sooner by one thread; and the bits of a run depend on their number."""
+    """One thread is faster for work this small, and the bits of a run depend on the number of threads."""
     torch.set_num_threads(1)
 
 
@@ -38,7 +38,7 @@ class Archive(NamedTuple):
 
 @pytest.fixture
 def closed_url(monkeypatch):
-    """An address where nobody listens: the port is taken, so that nobody else will."""
+    """An address where nobody listens: the port is taken, so that no other process gets it."""
     monkeypatch.setenv("no_proxy", "*")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -47,7 +47,7 @@ def closed_url(monkeypatch):
 
 @pytest.fixture
 def cifar(request, monkeypatch, tmp_path, closed_url) -> Archive:
-    """An archive that torchvision takes for the official one; what was the official address leads nowhere."""
+    """A small archive in place of the official one: torchvision accepts its digests, and the address leads nowhere."""
     name = getattr(request, "param", "cifar10")
     source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     coarse = {"coarse_labels": [0] * 20} if name == "cifar100" else {}
@@ -82,7 +82,7 @@ def cifar(request, monkeypatch, tmp_path, closed_url) -> Archive:
 
 @pytest.fixture
 def image_folder(tmp_path) -> Path:
-    """Two classes, red and grey, one picture each in train and test, of long ago."""
+    """Two classes, red and grey, with one picture each in train and test, dated 1970."""
     for split in ("train", "test"):
         for name, colour in (("red", (255, 0, 0)), ("grey", (99, 99, 99))):
             path = tmp_path / split / name / "1.png"

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from training.console import TrainProgress, format_time, print_warning
+from training.console import TrainProgress, format_time, print_summary, print_warning
 
 
 @pytest.mark.parametrize(
@@ -81,3 +81,10 @@ def test_a_terminal_shows_a_bar_with_images_per_second_and_time_left(monkeypatch
     assert "9600/12800" in shown
     assert re.search(r"\d\d:\d\d<\d\d:\d\d, +[\d.]+k? images/s, loss 2.0000, acc 25.00%", shown)
     assert "Batch [" not in shown
+
+
+@pytest.mark.parametrize(("saved", "said"), [(True, "Saved checkpoint."), (False, "NOT saved: see the warning.")])
+def test_a_best_model_that_the_disk_did_not_take_is_not_called_saved(saved, said, capsys):
+    metrics = dict.fromkeys(["train_loss", "train_acc", "test_loss", "test_acc", "lr", "epoch_time"], 1.0)
+    print_summary(metrics, "test", new_best=True, saved=saved)
+    assert capsys.readouterr().out.endswith(f"✓ New best accuracy! {said}\n")

@@ -141,3 +141,21 @@ def test_a_compiled_model_has_the_same_dropout_logits_and_gradients(dtype, toler
     assert torch.equal(next_draw, next_draw_compiled)
     for one, other in zip(found, expected, strict=True):
         assert (one - other).norm() <= tolerance * other.norm()
+
+
+@pytest.mark.parametrize("here", [False, True])
+def test_machines_of_one_group_have_bf16_together_or_not_at_all(monkeypatch, here):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: here)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(device.distributed, "gather", lambda fast: [fast, not here])
+    assert device.select_precision("auto", torch.device("cpu"))[0] == torch.float32
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_machines_of_one_group_compile_together_or_not_at_all(monkeypatch, cores):
+    """The work pays for compiling on one core, and not on the two that the largest machine has."""
+    monkeypatch.setattr(device.distributed, "num_cpus", lambda: cores)
+    monkeypatch.setattr(device.distributed, "max_over_ranks", lambda number: max(number, 2))
+    work = 1.5 * device.SECONDS_THAT_PAY * device.FLOPS_PER_CORE
+    compiled, why = device.select_compile("auto", work, torch.device("cpu"), torch.bfloat16)
+    assert (compiled, "too long for a run this short" in why) == (False, True)

@@ -359,21 +359,18 @@ load = train.load_dataset
 """
 
 
-@pytest.mark.parametrize("slow", [0, 1])
-def test_processes_wait_for_a_download_or_a_decoding_that_takes_longer_than_torchs_patience(tmp_path, slow_url, slow):
-    """Rank 0 downloads; a later rank may have to decode pictures by itself, where they are not cached."""
+def test_processes_wait_for_a_download_or_a_decoding_that_takes_longer_than_torchs_patience(tmp_path, slow_url):
+    """Rank 0 downloads; then the other may have to decode pictures by itself, where they are not cached."""
     change = f"""
 def load_slowly(*args):
-    if rank == {slow}:
-        download.download_rest({slow_url!r}, download.Path("archive"))
+    download.download_rest({slow_url!r}, download.Path(f"archive {{rank}}"))
     return load(*args)
 train.load_dataset = load_slowly
 """
-    start = time.monotonic()
     result = train_with(tmp_path, IMPATIENT + change, *UNEVEN)
     assert (result.code, own_lines(result.err)) == (0, []), result.err
-    assert time.monotonic() - start > 6
-    assert (tmp_path / "archive").stat().st_size == 30
+    times = [(tmp_path / f"archive {rank}").stat().st_mtime for rank in (0, 1)]
+    assert times[1] - times[0] > 5  # one after the other, for five seconds or more each
 
 
 def test_processes_of_different_devices_are_refused_in_one_line(tmp_path):
@@ -383,23 +380,6 @@ def test_processes_of_different_devices_are_refused_in_one_line(tmp_path):
     assert own_lines(result.err) == [
         "error: the processes found different devices (cpu, meta): give one with --device"
     ]  # fmt: skip
-
-
-def test_processes_on_unlike_machines_decide_together(tmp_path):
-    """The second has one core, by which it would compile, and no bf16; the first would do neither."""
-    change = """
-device.FLOPS_PER_CORE, device.SECONDS_THAT_PAY = 2e8, 1
-distributed.num_cpus = lambda: 1 if rank else 2
-device.torch.cpu._is_avx512_bf16_supported = device.torch.cpu._is_amx_tile_supported = lambda: rank == 0
-why = []
-device.why_no_compiling = lambda device: "there is no compiler here"
-"""
-    flags = [flag for flag in UNEVEN if not flag.startswith("--precision")]
-    result = train_with(tmp_path, IMPATIENT + change, *flags)
-    assert (result.code, own_lines(result.err)) == (0, []), result.err
-    assert "float32 (another machine's cpu has no bf16 arithmetic" in result.out
-    result = train_with(tmp_path, IMPATIENT + change, *flags, "--precision=bf16", "--overwrite")
-    assert (result.code, own_lines(result.err)) == (0, []), result.err
 
 
 def test_a_mistake_that_all_processes_find_is_said_once(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from training import files
 from training.errors import RunError, first_line
-from training.files import DiskError, create_folder, remove_temporary_files, write_atomically
+from training.files import DiskError, create_folder, remove_temporary_files, write_atomically, write_sealed
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -38,7 +38,7 @@ def test_the_previous_file_is_kept_and_the_one_before_is_not(tmp_path):
     ("error", "raised"),
     [
         (FULL, DiskError),
-        (RuntimeError("torch's word for a full disk"), DiskError),
+        (RuntimeError("of a GPU"), RuntimeError),
         (KeyboardInterrupt(), KeyboardInterrupt),
     ],
 )
@@ -154,3 +154,19 @@ def test_what_a_killed_process_left_half_written_is_removed_and_nothing_else(tmp
     assert len(contents(copy)) == 5
     remove_temporary_files(copy)
     assert contents(copy).keys() == {".lock", ".hidden", "mine.tmp", "last.pth"}
+
+
+class Unsavable:
+    """Something that can't be pickled, as a tensor of a GPU that has failed can't be read."""
+
+    def __reduce__(self):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+def test_an_error_that_is_not_of_the_disk_stays_what_it_is_and_the_old_file_stays(tmp_path):
+    write_sealed(tmp_path / "last.pth", {"epoch": 1})
+    before = contents(tmp_path)
+    with pytest.raises(RuntimeError, match="illegal memory access") as caught:
+        write_sealed(tmp_path / "last.pth", Unsavable())
+    assert not isinstance(caught.value, DiskError)
+    assert contents(tmp_path) == before

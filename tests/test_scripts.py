@@ -1,6 +1,7 @@
 """The scripts from end to end, on scikit-learn's digits: the files of a run, its console, resuming, and the evaluator.
 
-What only a fresh process shows runs in one; the rest runs the same scripts in this process, which has torch loaded.
+One run of each of the two scripts is a fresh process. The rest runs in this process, which has torch loaded already.
+tests/faults/ has the compiled runs.
 """
 
 import base64
@@ -84,7 +85,7 @@ def run(monkeypatch, capfd) -> Script:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> tuple[Path, Result]:
-    """A run of three epochs, from another folder than the scripts', and what it said."""
+    """A run of three epochs, started in another folder than the scripts', and its output."""
     cwd = tmp_path_factory.mktemp("trained")
     return cwd / "run", in_new_process("train_vit_cifar10.py", *TINY, "--output-dir", "run", cwd=cwd)
 
@@ -109,7 +110,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def assert_same_bits(one: Path, other: Path) -> None:
-    """The same history but for the times, and the same weights in every checkpoint that a run leaves."""
+    """Assert that two runs have the same history, except for its times, and the same weights in every checkpoint."""
     one_history, other_history = (read_strict_json(folder / "training_history.json") for folder in (one, other))
     assert one_history.keys() == other_history.keys()
     for name in one_history.keys() - TIMES:
@@ -122,7 +123,7 @@ def assert_same_bits(one: Path, other: Path) -> None:
 
 
 def timm_logits(checkpoint: Path) -> tuple[Tensor, Tensor]:
-    """What timm's model with a checkpoint's weights says of the digits' test images, and their labels."""
+    """Return the logits of timm's model with a checkpoint's weights for the digits' test images, and their labels."""
     model = timm.models.vision_transformer.VisionTransformer(
         img_size=16, patch_size=4, embed_dim=24, depth=1, num_heads=3, num_classes=10
     ).eval()
@@ -359,7 +360,7 @@ EACH_STEP = [*TINY, "--save-minutes=1e-9"]
 
 
 def command_after_stop(result: Result, folder: Path) -> list[str]:
-    """The words of the command that goes on, as a shell would read them."""
+    """Return the flags of the command that a stopped run prints, as a shell splits them."""
     said = re.fullmatch(rf"{NOTE}\nstopped\. saved in {re.escape(str(folder))}\. Go on with: (.*)\n", result.err)
     assert said, result.err
     python, script, *flags = shlex.split(said.group(1))
@@ -508,25 +509,6 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(run, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
-@pytest.mark.parametrize("num_processes", [1, 2])
-def test_a_compiled_run_resumes_to_the_bits_of_an_unbroken_one(tmp_path, num_processes):
-    flags = [*SHORT, "--num-epochs=2", "--batch-size=60", "--dropout=0.1", "--compile"]
-    flags += ["--max-train-images=121", f"--num-processes={num_processes}", "--output-dir"]  # the last step: one image
-    unbroken, resumed = tmp_path / "unbroken", tmp_path / "resumed"
-    done = in_new_process("train_vit_cifar10.py", *flags, unbroken, cwd=tmp_path)
-    assert done.code == 0, done.err
-    assert "Compile   yes: as asked for" in done.out
-    shutil.copytree(unbroken, resumed)
-    (resumed / "last.prev.pth").rename(resumed / "last.pth")  # as it was after the first epoch
-    (resumed / "final_model.pth").unlink()
-    again = in_new_process("train_vit_cifar10.py", *flags, resumed, "--resume", cwd=tmp_path)
-    assert again.code == 0, again.err
-    assert "Resumed   after 1 epochs" in again.out
-    weights, expected = (load(folder / "final_model.pth")["model"] for folder in (resumed, unbroken))
-    assert all(torch.equal(weights[name], expected[name]) for name in expected)
-
-
 def test_resuming_a_finished_run_changes_nothing(trained, run):
     before = files_of(trained[0])
     result = run("train_vit_cifar10.py", *TINY, "--output-dir", trained[0], "--resume")
@@ -618,7 +600,7 @@ def test_held_out_images_choose_the_epoch_and_the_test_images_are_looked_at_once
 
 def test_resnet_trains_in_the_same_loop_and_the_evaluator_takes_its_checkpoint(run, tmp_path):
     flags = ["--dataset=digits", "--img-size=9", "--max-train-images=65", "--num-epochs=1", "--warmup-epochs=0"]
-    result = in_new_process("train_resnet_cifar10.py", *flags, "--output-dir=run", "--device=cpu", cwd=tmp_path)
+    result = run("train_resnet_cifar10.py", *flags, "--output-dir", tmp_path / "run", "--device=cpu")
     assert (result.code, result.err) == (0, "")
     assert "11,173,962 parameters" in result.out
     result = run("evaluate_vit.py", "--device=cpu", "--checkpoint", tmp_path / "run" / "best_model.pth")
@@ -629,7 +611,7 @@ def test_resnet_trains_in_the_same_loop_and_the_evaluator_takes_its_checkpoint(r
 
 
 def train_on_image_folder(run: Script, folder: Path, class_names: list[str]) -> list[str]:
-    """A run on three random images a class, in folder / "run", and its flags."""
+    """Train on three random images of each class, in folder / "run". Returns the flags."""
     random = np.random.default_rng(0)
     for i in range(3):
         for place in (folder / "data" / split / name for split in ("train", "test") for name in class_names):
@@ -642,7 +624,7 @@ def train_on_image_folder(run: Script, folder: Path, class_names: list[str]) -> 
 
 
 def train_and_evaluate_image_folder(run: Script, folder: Path, class_names: list[str]) -> None:
-    """The same with a report."""
+    """Do the same, and evaluate the run."""
     train_on_image_folder(run, folder, class_names)
     assert run("evaluate_vit.py", "--device=cpu", "--checkpoint", folder / "run").code == 0
     assert load(folder / "run" / "best_model.pth")["model_args"]["num_classes"] == len(class_names)

@@ -11,17 +11,8 @@ History = dict[str, list[float]]
 
 def new_history(split: str) -> History:
     """Empty lists for each epoch's metrics; `split` names the monitored images, "test" or "val"."""
-    names = [
-        "epoch",
-        "train_loss",
-        "train_acc",
-        f"{split}_loss",
-        f"{split}_acc",
-        "lr",
-        "epoch_time",
-        "images_per_second",
-    ]
-    return {name: [] for name in names}
+    names = f"epoch train_loss train_acc {split}_loss {split}_acc lr epoch_time images_per_second"
+    return {name: [] for name in names.split()}
 
 
 def append(history: History, metrics: dict[str, float]) -> None:

@@ -109,10 +109,10 @@ def warn_of_other_machine(before: dict[str, Any], now: dict[str, Any]) -> None:
 
 def describe_machine(device: torch.device, compiled: bool) -> dict[str, Any]:
     """Where, with what and how a run was made: versions, threads, git revision, command line."""
-    git = [
+    describe = [
         "git",
         "-C",
-        str(Path(__file__).parent.parent),
+        str(Path(__file__).parent),
         "describe",
         "--always",
         "--dirty",
@@ -120,7 +120,7 @@ def describe_machine(device: torch.device, compiled: bool) -> dict[str, Any]:
         "--exclude=*",
     ]
     try:
-        revision = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        revision = subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         revision = None
     versions = {name: version(name) for name in ("torchvision", "numpy", "scikit-learn")}

@@ -21,6 +21,8 @@ from training.run_folder import RunFolder
 from training.signals import DeferredSignals, StopRequested
 from training.tensorboard import require_tensorboard, tensorboard
 
+NUM_STATES = 2  # numbers, at most, that an optimizer keeps for each weight
+
 
 class Run:
     """A run of a config, new or resumed. Rank 0 has its folder; the other ranks write nothing.
@@ -102,8 +104,7 @@ class Run:
 
     def _begin_in_folder(self, folder: RunFolder, model: nn.Module, start: dict[str, Any], new: bool) -> None:
         num_kept = 2 + math.ceil(self.config.num_epochs / self.config.save_every)  # best, final and those between
-        num_states = 2 if self.config.optimizer == "adamw" else 1
-        folder.require_space(model, num_states, num_kept, resumed=not self.overwrite)
+        folder.require_space(model, NUM_STATES, num_kept, resumed=not self.overwrite)
         if self.overwrite:
             folder.move_aside()
         if new:  # an extended run is new in this: its settings are not those of its folder

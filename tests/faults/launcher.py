@@ -1,7 +1,7 @@
-"""A process that has all of the scripts imported and forks a real run of one for every request: no wait for torch.
+"""A process that has imported the scripts and forks one for every request, which saves the seconds that torch takes.
 
-It reads a JSON line for each request: `{"argv": ...}` starts a run and is answered with its process id, `{"wait": pid}`
-with its exit code, negative for a signal. The runs are killed and stopped by their process ids, not through here.
+A request is a line of JSON: `{"argv": ...}` starts a run and is answered with its process id, `{"wait": pid}` is
+answered with its exit code, negative for a signal. To kill or stop a run, signal its process id.
 """
 
 import json
@@ -29,8 +29,10 @@ from training.plots import plot_training_curves
 
 
 def warm_up() -> None:
-    """Read the data and draw once: what that imports and caches, the runs have from the start. No autograd: it starts
-    threads, which do not survive a fork."""
+    """Read the data and draw once, so that the runs have what this imports and caches from the start.
+
+    No autograd here: it starts threads, and a fork does not copy threads.
+    """
     load_dataset("digits", "", img_size=16)
     records = {name: [1.0] for name in new_history("test")}
     with tempfile.TemporaryDirectory() as folder:
@@ -50,9 +52,12 @@ def serve() -> None:
 def become(
     argv: list[str], out: str, err: str, cwd: str, sabotages: list[list[Any]], file_size: int | None, user: int | None
 ) -> NoReturn:
-    """Run a script as `python ARGV` does. `file_size` limits its files, `user` is whom it runs as."""
+    """Run a script as `python ARGV` does, with files of at most `file_size` bytes, as the user with the id `user`."""
     for path, descriptor in ((os.devnull, 0), (out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), descriptor)
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):  # the launcher's own believe that they are pipes
+        by_lines = name == "stderr" or os.isatty(descriptor)
+        setattr(sys, name, open(descriptor, "w", 1 if by_lines else -1, closefd=False))  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(cwd)
     if file_size is not None:
@@ -61,7 +66,7 @@ def become(
         os.setgroups([])
         os.setgid(user)
         os.setuid(user)
-    torch.set_num_threads(1)  # renews torch's other thread pool too, before two threads of ours find it forked away
+    torch.set_num_threads(1)  # also makes torch's other thread pool anew: the fork did not copy its threads
     code = 1
     try:
         for name, *arguments in sabotages:

@@ -1,4 +1,4 @@
-"""What a run does to itself, from outside the product: signals at a chosen call, death at a chosen point of a save."""
+"""Faults that a run is told to cause itself: a signal at a chosen call, death at a chosen point of a save."""
 
 import builtins
 import importlib
@@ -13,11 +13,9 @@ from typing import Any
 from training import files
 from training.data import loader
 
-SAVE_POINTS = ("opened", "half written", "before fsync", "before the renames", "between the renames", "after them")
-
 
 def signal_at(target: str, call: int, number: int) -> None:
-    """Have this process send itself a signal at the `call`th call of `target`, "module:name" or "module:Class.name"."""
+    """Send this process a signal at the `call`th call of `target`, "module:name" or "module:Class.name"."""
     module, _, path = target.partition(":")
     owner: Any = importlib.import_module(module)
     *classes, name = path.split(".")
@@ -27,11 +25,11 @@ def signal_at(target: str, call: int, number: int) -> None:
 
 
 def kill_in_save(point: str, name: str, save: int, size: int) -> None:
-    """Kill this process at a point of the `save`th time that the file `name` is written; `size` is half of its bytes.
+    """Kill this process at a point of the `save`th save of the file `name`; `size` is half of the file's bytes.
 
-    It acts on what training.files calls; a file that is not written for the `save`th time is written as ever.
+    It patches what training.files calls. "between the renames" is after the first rename, whichever file that is of.
     """
-    saves, now, kept = itertools.count(1), False, False  # kept: the file before has become last.prev.pth
+    saves, now = itertools.count(1), False
 
     def open_file(path: Path, mode: str) -> Any:
         nonlocal now
@@ -46,19 +44,17 @@ def kill_in_save(point: str, name: str, save: int, size: int) -> None:
         if now and point == ("after them" if is_folder else "before fsync"):
             die()
 
-    def before_rename(source: Path, target: Path) -> None:
-        nonlocal kept
-        if now and point == ("between the renames" if kept else "before the renames"):
-            die()
-        kept = now and target.name == "last.prev.pth"
-
     setattr(files, "open", open_file)  # noqa: B010
-    patch(os, "fsync", before_fsync)
-    patch(os, "replace", before_rename)
+    patch(os, "fsync", before=before_fsync)
+    patch(
+        os, "replace",
+        before=lambda *_: now and point == "before the renames" and die(),
+        after=lambda *_: now and point == "between the renames" and die(),
+    )  # fmt: skip
 
 
 def small_chunks() -> None:
-    """Prepare two batches of 16 images at a time: workers then have many chunks to be ahead with."""
+    """Prepare two batches of 16 images at a time, so that workers have many chunks to prepare ahead."""
     loader.CHUNK_PIXELS = 2 * 16 * 16 * 16
 
 
@@ -67,7 +63,7 @@ def die() -> None:
 
 
 def at(call: int, act: Callable[..., object]) -> Callable[..., None]:
-    """A function that acts the `call`th time it is called."""
+    """Return a function that calls `act` when it is called for the `call`th time."""
     calls = itertools.count(1)
 
     def counted(*args, **kwargs) -> None:
@@ -77,19 +73,21 @@ def at(call: int, act: Callable[..., object]) -> Callable[..., None]:
     return counted
 
 
-def patch(owner: Any, name: str, before: Callable[..., object]) -> None:
-    """Have `before` called before each call of a function, with what the call has."""
+def patch(owner: Any, name: str, before: Callable[..., object], after: Callable[..., object] = lambda *_: None) -> None:
+    """Call `before` and `after` around each call of a function, with the call's arguments."""
     original = getattr(owner, name)
 
     def patched(*args, **kwargs) -> Any:
         before(*args, **kwargs)
-        return original(*args, **kwargs)
+        result = original(*args, **kwargs)
+        after(*args, **kwargs)
+        return result
 
     setattr(owner, name, patched)
 
 
 class DiesHalfWay:
-    """A file to write to, whose process dies when `size` bytes have arrived in it."""
+    """A file whose process dies once `size` bytes are written to it."""
 
     def __init__(self, file: Any, size: int):
         self.file, self.left = file, size

@@ -1,4 +1,4 @@
-"""A run stopped at any boundary between its parts goes on from there, with any number of workers, to the same bits."""
+"""A run stopped between any two of its parts resumes there, with any number of workers, to the same bits."""
 
 import signal
 

