@@ -96,23 +96,12 @@ class TrainConfig:
     """keep a checkpoint_epoch_N.pth every this many epochs, and after the last"""
 
     ranges: ClassVar[dict[str, tuple[float, float]]] = {  # lowest and highest value; of other numbers, 0 and 10^9
-        "img_size": (4, 1024),
-        "small_images_share": (0, 1),
-        "num_epochs": (1, 10**6),
-        "batch_size": (1, 10**6),
-        "learning_rate": (1e-12, 1e3),
-        "muon_learning_rate": (1e-12, 1e3),
-        "weight_decay": (0, 1e3),
-        "randaugment_magnitude": (0, 30),
-        "random_erasing": (0, 1),
-        "mixup_alpha": (0, 100),
-        "cutmix_alpha": (0, 100),
-        "mix_probability": (0, 1),
-        "label_smoothing": (0, 0.99),
-        "num_workers": (0, 256),
-        "seed": (0, 2**63 - 1),
-        "save_every": (1, 10**6),
-    }
+        "img_size": (4, 1024), "small_images_share": (0, 1), "num_epochs": (1, 10**6), "batch_size": (1, 10**6),
+        "learning_rate": (1e-12, 1e3), "muon_learning_rate": (1e-12, 1e3),
+        "weight_decay": (0, 1e3), "randaugment_magnitude": (0, 30), "random_erasing": (0, 1), "mixup_alpha": (0, 100),
+        "cutmix_alpha": (0, 100), "mix_probability": (0, 1), "label_smoothing": (0, 0.99), "num_workers": (0, 256),
+        "seed": (0, 2**63 - 1), "save_every": (1, 10**6),
+    }  # fmt: skip
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "baseline": {},
         "quick": {"num_epochs": 50},
@@ -208,13 +197,9 @@ class ViTConfig(TrainConfig):
     """folder for the files of the run"""
 
     ranges: ClassVar[dict[str, tuple[float, float]]] = TrainConfig.ranges | {
-        "patch_size": (1, 1024),
-        "embed_dim": (1, 65536),
-        "depth": (1, 1000),
-        "num_heads": (1, 65536),
-        "mlp_ratio": (0.01, 100),
-        "dropout": (0, 0.99),
-    }
+        "patch_size": (1, 1024), "embed_dim": (1, 65536), "depth": (1, 1000), "num_heads": (1, 65536),
+        "mlp_ratio": (0.01, 100), "dropout": (0, 0.99),
+    }  # fmt: skip
     presets: ClassVar[dict[str, dict[str, Any]]] = TrainConfig.presets | {
         "small": {"embed_dim": 96, "depth": 6},
         "patch2": {"patch_size": 2},  # 257 tokens per image instead of 65
@@ -222,16 +207,8 @@ class ViTConfig(TrainConfig):
         # scikit-learn's digits, 8x8 pixels doubled to 16x16, and a small model: two minutes on two cores.
         # AutoAugment's policy was searched on photographs and costs accuracy here (results/LOG.md).
         "demo": {
-            "dataset": "digits",
-            "img_size": 16,
-            "crop_padding": 2,
-            "auto_augment": False,
-            "embed_dim": 96,
-            "depth": 4,
-            "dropout": 0.0,
-            "num_epochs": 100,
-            "warmup_epochs": 5,
-            "output_dir": "checkpoints/demo",
+            "dataset": "digits", "img_size": 16, "crop_padding": 2, "auto_augment": False, "embed_dim": 96, "depth": 4,
+            "dropout": 0.0, "num_epochs": 100, "warmup_epochs": 5, "output_dir": "checkpoints/demo",
         },
         # A recipe of 2026 in place of the classic one: "python train_vit_cifar10.py --preset cpu-1h". The names are the
         # budgets on two cores that they are meant for; cost and accuracy are not measured yet.
@@ -240,7 +217,7 @@ class ViTConfig(TrainConfig):
         "cpu-1h": NEW_RECIPE | {"depth": 6, "num_epochs": 30, "small_images_share": 0.7},
         "overnight": NEW_RECIPE | LONG_RUN | {"num_epochs": 100, "small_images_share": 0.5},
         "strong": NEW_RECIPE | LONG_RUN,  # the baseline's size and epochs, for a GPU
-    }
+    }  # fmt: skip
     model_fields: ClassVar[tuple[str, ...]] = (
         "img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "dropout", "global_pool", "qk_norm",
         "pos_embed", "zero_init",

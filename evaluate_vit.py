@@ -94,13 +94,9 @@ def main(config: EvaluateConfig) -> None:
     create_folder(folder)
 
     labels, logits = dataset.test_labels, subject.predict(dataset)
-    evaluation = {
-        **subject.describe(),
-        "dataset": config.dataset or subject.saved["config"]["dataset"],
-        "split": "test",
-        "chosen_on": chosen_on,
-        **metrics.measure(logits, labels, subject.class_names),
-    }
+    name = config.dataset or subject.saved["config"]["dataset"]
+    evaluation = {**subject.describe(), "dataset": name, "split": "test", "chosen_on": chosen_on}
+    evaluation |= metrics.measure(logits, labels, subject.class_names)
     if config.flip:
         evaluation["flip"] = metrics.headline(subject.predict_with_flip(dataset, logits), labels)
     if config.corruptions:
@@ -109,11 +105,10 @@ def main(config: EvaluateConfig) -> None:
     if other:
         other_logits = other.predict(other_dataset)
         evaluation["comparison"] = {
-            **other.describe(),
-            "chosen_on": other_chosen_on,
+            **other.describe(), "chosen_on": other_chosen_on,
             **metrics.measure(other_logits, labels, other.class_names),
             **metrics.compare(logits.argmax(dim=1), other_logits.argmax(dim=1), labels),
-        }
+        }  # fmt: skip
     print_evaluation(evaluation)
     history.write_json(folder / "evaluation.json", evaluation)
     results = Results(evaluation, dataset, subject, logits, other, other_logits)

@@ -76,13 +76,8 @@ def train(
         model, config.optimizer, config.learning_rate, config.weight_decay, config.muon_learning_rate
     )
     run.begin(model, optimizer, train_loader, create_model, metadata, describe_machine(device, compiled))
-    scheduler = create_scheduler(
-        optimizer,
-        warmup_steps=round(config.warmup * len(train_loader)),
-        total_steps=config.num_epochs * len(train_loader),
-        steps_done=run.steps_done,
-        schedule=config.schedule,
-    )
+    warmup_steps, total_steps = round(config.warmup * len(train_loader)), config.num_epochs * len(train_loader)
+    scheduler = create_scheduler(optimizer, warmup_steps, total_steps, run.steps_done, config.schedule)
     print_ready(config, metadata, model, why_dtype, why_compiled, train_loader, eval_loader)
     if run.saved:
         print(f"Resumed   after {run.state.epoch} epochs and {run.sums.step} steps of the next", flush=True)
@@ -100,28 +95,17 @@ def train(
 
 def create_loaders(config: TrainConfig, dataset: Dataset, device: torch.device) -> tuple[ImageLoader, ImageLoader]:
     """The training loader and that of the monitored split, as the settings have them."""
+    policy = config.augment_policy if config.auto_augment else ""
     augmentation = Augmentation(
-        crop_padding=config.crop_padding,
-        horizontal_flip=config.horizontal_flip,
-        policy=config.augment_policy if config.auto_augment else "",
-        magnitude=config.randaugment_magnitude,
-        erasing=config.random_erasing,
+        config.crop_padding, config.horizontal_flip, policy, config.randaugment_magnitude, config.random_erasing
     )
     mixing = Mixing(len(dataset.class_names), config.mixup_alpha, config.cutmix_alpha, config.mix_probability)
     return get_cifar10_dataloaders(
-        dataset,
-        batch_size=config.batch_size,
-        num_workers=config.num_workers,
-        augmentation=augmentation,
-        mixing=mixing if config.mixup_alpha or config.cutmix_alpha else None,
-        max_train_images=config.max_train_images,
-        val_size=config.val_size,
-        small_epochs=config.small_epochs,
-        seed=config.seed,
-        device=device,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
+        dataset, batch_size=config.batch_size, num_workers=config.num_workers, augmentation=augmentation,
+        mixing=mixing if config.mixup_alpha or config.cutmix_alpha else None, val_size=config.val_size,
+        max_train_images=config.max_train_images, small_epochs=config.small_epochs, seed=config.seed,
+        device=device, rank=distributed.rank(), world_size=distributed.world_size(),
+    )  # fmt: skip
 
 
 def print_ready(
@@ -136,14 +120,14 @@ def print_ready(
     hardware = f"{cpu_name()}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
     if distributed.world_size() > 1:
         hardware = f"{distributed.world_size()} processes of {hardware}"
-    schedule = f"{config.num_epochs} epochs of {len(train_loader)} steps, {config.batch_size} images a step"
+    schedule = f"{config.num_epochs} epochs ({config.warmup:g} of them to warm up) of {len(train_loader)} steps"
     print(
         f"Model     {metadata['model_name']}: {num_parameters:,} parameters, "
         f"{metadata['flops'] / 1e9:.2f} GFLOP an image (forward and backward)\n"
         f"Device    {hardware}, {metadata['precision']} ({why_precision})\n"
         f"Compile   {why_compiled}\n"
         f"Data      {config.dataset}: {images}, {img_size}x{img_size}, {num_classes} classes\n"
-        f"Training  {schedule}, {config.warmup:g} epochs of warmup, {config.optimizer}, seed {config.seed}\n"
+        f"Training  {schedule}, {config.batch_size} images a step, {config.optimizer}, seed {config.seed}\n"
         f"Output    {config.output_dir}",
         flush=True,
     )

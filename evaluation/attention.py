@@ -7,6 +7,7 @@ Shapes: B images, N tokens (the class token is token 0), D embedding dimension, 
 patches along a side.
 """
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -49,14 +50,11 @@ def rollout(layers: Iterable[Tensor]) -> Tensor:
     the rollout is the product over the blocks (Abnar and Zuidema, 2020, https://arxiv.org/abs/2005.00928). It says how
     much of each output token comes from each input token, in rows with sum 1.
     """
-    flow = None
-    for weights in layers:
-        mean = weights.mean(dim=1)  # (B, N, N)
-        step = (mean + torch.eye(mean.shape[-1], device=mean.device)) / 2
-        flow = step if flow is None else step @ flow
-    if flow is None:
-        raise ValueError("rollout needs the weights of at least one block")
-    return flow
+
+    def step(weights: Tensor) -> Tensor:
+        return (weights.mean(dim=1) + torch.eye(weights.shape[-1], device=weights.device)) / 2  # (B, N, N)
+
+    return functools.reduce(lambda flow, step: step @ flow, map(step, layers))
 
 
 def class_token_attention(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -84,10 +84,9 @@ def plot_position_embeddings(similarity: Tensor, path: Path) -> None:
     shown = np.unique(np.linspace(0, side - 1, min(side, NUM_POSITIONS)).round().astype(int))
     gap = max(1, side // 8)
     step = side + gap
-    sheet = np.full([len(shown) * step - gap] * 2, np.nan)
-    for i, row in enumerate(shown):
-        for j, column in enumerate(shown):
-            sheet[i * step : i * step + side, j * step : j * step + side] = similarity[row, column].numpy()
+    maps = similarity.numpy()[np.ix_(shown, shown)]  # (K, K, S, S)
+    maps = np.pad(maps, [(0, 0), (0, 0), (0, gap), (0, gap)], constant_values=np.nan)  # (K, K, step, step)
+    sheet = maps.transpose(0, 2, 1, 3).reshape(len(shown) * step, -1)[:-gap, :-gap]
     figure, axes = plt.subplots(figsize=(7.4, 6.4), layout="constrained")
     picture = axes.imshow(sheet, cmap="cividis", vmin=-1, vmax=1, interpolation="nearest")
     centres = np.arange(len(shown)) * step + (side - 1) / 2

@@ -17,7 +17,18 @@ def print_evaluation(evaluation: dict[str, Any]) -> None:
     print(f"Test loss {evaluation['loss']:.4f}; {evaluation['model_name']} of epoch {evaluation['epoch']}.")
     if evaluation["chosen_on"] == "test":
         print("The epoch was chosen on these same images: the accuracy is slightly optimistic. --val-size avoids this.")
-    print_options(evaluation)
+    if flip := evaluation.get("flip"):
+        print(f"Averaged with the mirror images: {flip['accuracy']:.2f}%, loss {flip['loss']:.4f}")
+    for name, results in evaluation.get("corruptions", {}).items():
+        accuracies = ", ".join(f"{row['accuracy']:.2f}% at {row['strength']:g}" for row in results)
+        print(f"Under {name}: {accuracies}")
+    if other := evaluation.get("comparison"):
+        low, high = other["difference_interval"]
+        print(
+            f"Second model, {other['checkpoint']} ({other['model_name']}): {other['accuracy']:.2f}%\n"
+            f"First minus second: {other['difference']:+.2f} points (95% interval {low:+.2f} to {high:+.2f}). Only the "
+            f"first gets {other['num_only_this_right']} images right, only the second {other['num_only_other_right']}."
+        )
 
 
 def print_table(evaluation: dict[str, Any]) -> None:
@@ -33,19 +44,3 @@ def print_table(evaluation: dict[str, Any]) -> None:
         print(f"{row['name']:<{width}}  {row['num_images']:>6}  {row['num_correct']:>7}  {row['accuracy']:>7.2f}%")
     print("-" * (width + 27))
     print(f"{'all images':<{width}}  {evaluation['num_images']:>6}  {correct:>7}  {evaluation['accuracy']:>7.2f}%")
-
-
-def print_options(evaluation: dict[str, Any]) -> None:
-    """Print what --flip, --corruptions and --compare found."""
-    if flip := evaluation.get("flip"):
-        print(f"Averaged with the mirror images: {flip['accuracy']:.2f}%, loss {flip['loss']:.4f}")
-    for name, results in evaluation.get("corruptions", {}).items():
-        accuracies = ", ".join(f"{row['accuracy']:.2f}% at {row['strength']:g}" for row in results)
-        print(f"Under {name}: {accuracies}")
-    if other := evaluation.get("comparison"):
-        low, high = other["difference_interval"]
-        print(
-            f"Second model, {other['checkpoint']} ({other['model_name']}): {other['accuracy']:.2f}%\n"
-            f"First minus second: {other['difference']:+.2f} points (95% interval {low:+.2f} to {high:+.2f}). Only the "
-            f"first gets {other['num_only_this_right']} images right, only the second {other['num_only_other_right']}."
-        )

@@ -18,13 +18,10 @@ from evaluation.trained import TrainedModel
 from training.data import Dataset
 from training.data.loader import chunk_size
 
-NOISE_SEED = 0
-
 
 def add_noise(images: Tensor, std: float) -> Tensor:
     """Add Gaussian noise, the same at each call. `std` is its standard deviation in units of the brightest value."""
-    generator = torch.Generator().manual_seed(NOISE_SEED)
-    noise = torch.randn(images.shape, generator=generator)
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     return (images.float() + 255 * std * noise).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -33,16 +30,6 @@ def blur(images: Tensor, sigma: float) -> Tensor:
     sigma *= images.shape[-1] / 32
     reach = min(max(1, round(4 * sigma)), images.shape[-1] - 1)
     return tv.gaussian_blur(images, [2 * reach + 1] * 2, [sigma] * 2)
-
-
-def brighten(images: Tensor, factor: float) -> Tensor:
-    """Multiply all values by a factor."""
-    return tv.adjust_brightness(images, factor)
-
-
-def compress(images: Tensor, quality: float) -> Tensor:
-    """Compress as JPEG of this quality, 1 to 100."""
-    return tv.jpeg(images, int(quality))
 
 
 def shift(images: Tensor, length: float) -> Tensor:
@@ -54,11 +41,11 @@ def shift(images: Tensor, length: float) -> Tensor:
 
 
 # name: function, its strengths from weak to strong, what the strength is
-CORRUPTIONS: dict[str, tuple[Callable[[Tensor, float], Tensor], tuple[float, float, float], str]] = {
+CORRUPTIONS: dict[str, tuple[Callable[..., Tensor], tuple[float, float, float], str]] = {
     "noise": (add_noise, (0.04, 0.08, 0.10), "standard deviation, in units of the brightest value"),
     "blur": (blur, (0.4, 0.7, 1.0), "standard deviation, in 32nds of the image's width"),
-    "brightness": (brighten, (1.25, 1.5, 2.0), "factor"),
-    "jpeg": (compress, (80, 58, 40), "quality"),
+    "brightness": (tv.adjust_brightness, (1.25, 1.5, 2.0), "factor"),
+    "jpeg": (tv.jpeg, (80, 58, 40), "quality, 1 to 100"),
     "shift": (shift, (2, 4, 6), "right and down, in 32nds of the image's width"),
 }
 
@@ -71,12 +58,11 @@ def corrupt(images: Tensor, name: str, strength: float) -> Tensor:
 
 def evaluate_corrupted(subject: TrainedModel, dataset: Dataset) -> dict[str, list[dict[str, float]]]:
     """Evaluate under each corruption, weakest first: strength, accuracy (percent) and loss (nats)."""
-    results: dict[str, list[dict[str, float]]] = {}
-    for name, (_, strengths, _) in CORRUPTIONS.items():
-        results[name] = []
-        for strength in strengths:
-            images = corrupt(dataset.test_images, name, strength)
-            logits = subject.predict(replace(dataset, test_images=images), f"{name} {strength:g} test")
-            scores = metrics.headline(logits, dataset.test_labels)
-            results[name].append({"strength": strength, "accuracy": scores["accuracy"], "loss": scores["loss"]})
-    return results
+
+    def evaluate(name: str, strength: float) -> dict[str, float]:
+        images = corrupt(dataset.test_images, name, strength)
+        logits = subject.predict(replace(dataset, test_images=images), f"{name} {strength:g} test")
+        scores = metrics.headline(logits, dataset.test_labels)
+        return {"strength": strength, "accuracy": scores["accuracy"], "loss": scores["loss"]}
+
+    return {name: [evaluate(name, strength) for strength in CORRUPTIONS[name][1]] for name in CORRUPTIONS}

@@ -1,6 +1,5 @@
 """Figures of an evaluation: which images are right and wrong, how confident the model is, how two models compare."""
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from training.plots import picture_grid, save_figure, short
 WRONG = "#b3261e"  # red; a ✗ says the same without colour
 NUM_NAMED = 100  # classes whose names still fit along an axis
 NUM_BARS = 40  # classes that fit as bars; of more, the best and the worst are shown
+NUM_HISTOGRAMS = 20  # classes that fit as histograms; of more, the worst are shown
 
 
 def plot_confusion_matrix(matrix: np.ndarray, class_names: list[str], path: Path) -> None:
@@ -67,53 +67,29 @@ def plot_per_class_accuracy(per_class: list[dict[str, Any]], accuracy: float, pa
     save_figure(figure, path)
 
 
-def plot_predictions(
-    images: Tensor, labels: Tensor, probabilities: Tensor, class_names: list[str], path: Path, title: str
-) -> None:
-    """A grid of uint8 images (n, 3, H, W) with predicted class and probability; mistakes also name the true class."""
-    captions, right = caption(labels, probabilities, class_names)
-    plot_images(images, captions, right, path, title)
+def answers(labels: Tensor, probabilities: Tensor, class_names: list[str]) -> list[str]:
+    """For each image a ✓ or ✗, the predicted class and its probability."""
+    top = probabilities.max(dim=1)
+    return [
+        f"{'✓' if guess == label else '✗'} {short(class_names[guess], 13)}: {100 * probability:.0f} %"
+        for label, guess, probability in zip(labels.tolist(), top.indices.tolist(), top.values.tolist(), strict=True)
+    ]
 
 
-def caption(labels: Tensor, probabilities: Tensor, class_names: list[str]) -> tuple[list[str], list[bool]]:
-    """The text above each image (predicted class, probability, true class of a mistake), and whether it is right."""
-    captions, right = [], []
-    for label, row in zip(labels.tolist(), probabilities, strict=True):
-        guess = int(row.argmax())
-        right.append(guess == label)
-        text = f"{short(class_names[guess], 13)}: {100 * row[guess]:.0f} %"
-        captions.append(f"✓ {text}" if right[-1] else f"✗ {text}\n(is {short(class_names[label], 15)})")
-    return captions, right
+def captions(labels: Tensor, probabilities: Tensor, class_names: list[str]) -> list[str]:
+    """The answer above each image; that of a mistake also names the true class."""
+    pairs = zip(answers(labels, probabilities, class_names), labels.tolist(), strict=True)
+    return [text if text[0] == "✓" else f"{text}\n(is {short(class_names[label], 15)})" for text, label in pairs]
 
 
-def plot_two_models(
-    images: Tensor, labels: Tensor, probabilities: list[Tensor], class_names: list[str], names: tuple[str, str],
-    path: Path,
-) -> None:  # fmt: skip
-    """A grid of uint8 images (n, 3, H, W), each with the predictions of both models."""
-    answers = []
-    for letter, of_model in zip("AB", probabilities, strict=True):
-        guesses = of_model.argmax(dim=1)
-        answers.append(
-            [
-                f"{letter} {'✓' if guess == label else '✗'} {short(class_names[guess], 12)}: {100 * row[guess]:.0f} %"
-                for guess, label, row in zip(guesses.tolist(), labels.tolist(), of_model, strict=True)
-            ]
-        )
-    captions = ["\n".join(pair) for pair in zip(*answers, strict=True)]
-    title = f"Images that only one of two models gets right\nA: {short(names[0], 70)}\nB: {short(names[1], 70)}"
-    plot_images(images, captions, [True] * len(images), path, title)
-
-
-def plot_images(images: Tensor, captions: list[str], right: list[bool], path: Path, title: str) -> None:
-    """A grid of uint8 images (n, 3, H, W) under their captions; the captions of wrong answers are bold and red."""
+def plot_images(images: Tensor, captions: list[str], path: Path, title: str) -> None:
+    """A grid of uint8 images (n, 3, H, W) under their captions; a caption that begins with ✗ is bold and red."""
     columns = min(8, max(4, len(images)))
     figure, grid = picture_grid(-(-len(images) // columns), columns, tile=1.6, caption=0.38, title=title)
-    for axes, image, caption, good in zip(grid.flat, images, captions, right, strict=False):
+    for axes, image, caption in zip(grid.flat, images, captions, strict=False):
         axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
-        axes.set_title(
-            caption, fontsize=9, pad=3, color="black" if good else WRONG, fontweight="normal" if good else "bold"
-        )
+        style = {"color": WRONG, "fontweight": "bold"} if caption[0] == "✗" else {}
+        axes.set_title(caption, fontsize=9, pad=3, **style)
     save_figure(figure, path)
 
 
@@ -122,14 +98,11 @@ def plot_reliability(calibration: dict[str, Any], path: Path) -> None:
     bins = [row for row in calibration["bins"] if row["num_images"]]
     width = calibration["bins"][0]["high"] - calibration["bins"][0]["low"]
     left = np.array([row["low"] for row in bins])
-    figure, (axes, count_axes) = plt.subplots(
-        2, 1, figsize=(5.6, 6.6), sharex=True, height_ratios=[3, 1], layout="constrained"
-    )
-    accuracy = [row["accuracy"] for row in bins]
+    accuracy, confidence = ([row[name] for row in bins] for name in ("accuracy", "confidence"))
+    shape = {"sharex": True, "height_ratios": [3, 1]}
+    figure, (axes, count_axes) = plt.subplots(2, figsize=(5.6, 6.6), layout="constrained", **shape)
     axes.bar(left, accuracy, width, align="edge", color="#9ecae9", edgecolor="0.3", linewidth=0.8, label="accuracy")
-    axes.plot(
-        [row["confidence"] for row in bins], accuracy, "o", color="black", markersize=4, label="at the mean confidence"
-    )
+    axes.plot(confidence, accuracy, "o", color="black", markersize=4, label="at the mean confidence")
     axes.plot([0, 1], [0, 1], "--", color="black", linewidth=1.2, label="perfect calibration")
     error = 100 * calibration["expected_calibration_error"]
     axes.set(title=f"Reliability: expected calibration error {error:.1f} %", ylabel="accuracy", ylim=(0, 1))
@@ -141,16 +114,17 @@ def plot_reliability(calibration: dict[str, Any], path: Path) -> None:
 
 def plot_confidence(per_class: list[dict[str, Any]], path: Path) -> None:
     """A histogram of confidence for each true class, right and wrong predictions in different colours."""
-    if len(per_class) > 20:
-        plot_confidence_of_many(per_class, path)
-        return
-    columns = min(5, len(per_class))
-    rows = -(-len(per_class) // columns)
+    title, shown = "Confidence by true class", per_class
+    if len(per_class) > NUM_HISTOGRAMS:
+        title += f": the {NUM_HISTOGRAMS} of {len(per_class):,} with the lowest accuracy"
+        shown = sorted(per_class, key=lambda row: row["accuracy"])[:NUM_HISTOGRAMS]
+    columns = min(5, len(shown))
+    rows = -(-len(shown) // columns)
     size = (max(6.0, 2.1 * columns + 1), 1.75 * rows + 1.2)
     figure, grid = plt.subplots(rows, columns, figsize=size, sharex=True, squeeze=False, layout="constrained")
-    for axes in grid.flat[len(per_class) :]:
+    for axes in grid.flat[len(shown) :]:
         axes.axis("off")
-    for axes, row in zip(grid.flat, per_class, strict=False):
+    for axes, row in zip(grid.flat, shown, strict=False):
         correct, wrong = (np.array(row["confidence_histogram"][kind]) for kind in ("correct", "wrong"))
         left = np.arange(len(correct)) / len(correct)
         style = {"width": 1 / len(correct), "align": "edge", "edgecolor": "white", "linewidth": 0.5}
@@ -160,32 +134,10 @@ def plot_confidence(per_class: list[dict[str, Any]], path: Path) -> None:
         axes.set_xlim(0, 1)
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.tick_params(labelsize=8)
-    figure.suptitle("Confidence by true class")
+    figure.suptitle(title)
     figure.supxlabel("confidence", fontsize=11)
     figure.supylabel("images", fontsize=11)
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower right", ncols=2, fontsize=9)
-    save_figure(figure, path)
-
-
-def plot_confidence_of_many(per_class: list[dict[str, Any]], path: Path) -> None:
-    """The same for many classes: a row for each, most confident first, with the share of its images in each bin."""
-    counts = np.array([np.sum(list(row["confidence_histogram"].values()), axis=0) for row in per_class], float)
-    shares = 100 * counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    order = np.argsort(-(shares @ np.arange(shares.shape[1])), kind="stable")
-    named = len(per_class) <= NUM_NAMED
-    figure, axes = plt.subplots(figsize=(7, min(14.0, 0.14 * len(per_class) + 2)))
-    edges = np.linspace(0, 1, shares.shape[1] + 1)
-    sns.heatmap(
-        shares[order], cmap="Blues", vmin=0, ax=axes, cbar_kws={"label": "share of the class's images (%)"},
-        xticklabels=[f"{low:.1f}–{high:.1f}" for low, high in itertools.pairwise(edges)],
-        yticklabels=[short(per_class[i]["name"]) for i in order] if named else False,
-    )  # fmt: skip
-    axes.tick_params(axis="y", rotation=0, labelsize=6)
-    axes.tick_params(axis="x", rotation=45, labelsize=9)
-    axes.set(
-        title="Confidence by true class, most confident first", xlabel="confidence",
-        ylabel="class" if named else f"{len(per_class):,} classes",
-    )  # fmt: skip
     save_figure(figure, path)
 
 
@@ -213,10 +165,8 @@ def plot_class_differences(
     places = range(len(pairs))
     one, two = ([pair[i]["accuracy"] for pair in pairs] for i in (0, 1))
     axes.hlines(places, one, two, color="0.6", linewidth=2, zorder=1)
-    axes.plot(one, places, "o", color="C0", markersize=8, label=short(names[0], 60))
-    axes.plot(
-        two, places, "s", color="C1", markersize=8, fillstyle="none", markeredgewidth=2, label=short(names[1], 60)
-    )
+    axes.plot(one, places, "oC0", markersize=8, label=short(names[0], 60))
+    axes.plot(two, places, "sC1", markersize=8, label=short(names[1], 60), fillstyle="none", markeredgewidth=2)
     axes.set_yticks(places, [short(pair[0]["name"], 32) for pair in pairs])
     axes.set(title=title, xlabel="accuracy (%)", xlim=(-3, 103), ylim=(len(pairs) - 0.4, -0.6))
     figure.legend(loc="outside lower center", frameon=False)

@@ -39,20 +39,16 @@ def measure(logits: Tensor, labels: Tensor, class_names: list[str]) -> dict[str,
     confidence, correct = probabilities.amax(dim=1), predicted == labels
     per_class = [
         {
-            "name": name,
-            "num_images": int(support[i]),
-            "num_correct": int(matrix[i, i]),
+            "name": name, "num_images": int(support[i]), "num_correct": int(matrix[i, i]),
             "accuracy": 100 * float(recall[i]),  # within one class, accuracy and recall are the same share
-            "precision": float(precision[i]),
-            "recall": float(recall[i]),
-            "f1": float(f1[i]),
+            "precision": float(precision[i]), "recall": float(recall[i]), "f1": float(f1[i]),
             "confidence_histogram": {
                 "correct": histogram(confidence[(labels == i) & correct]),
                 "wrong": histogram(confidence[(labels == i) & ~correct]),
             },
         }
         for i, name in enumerate(class_names)
-    ]
+    ]  # fmt: skip
     return {
         **headline(logits, labels),
         "num_images": len(labels),
@@ -106,26 +102,19 @@ def calibration(confidence: Tensor, correct: Tensor) -> dict[str, Any]:
     number of its images. `bins` lists NUM_BINS equal bins: low, high, num_images, and the mean confidence and accuracy
     in 0..1 (None in an empty bin).
     """
-    bins = []
+    bins: list[dict[str, Any]] = []
     index = bin_of(confidence, NUM_BINS)
     for i in range(NUM_BINS):
         inside = index == i
         count = int(inside.sum())
-        bins.append(
-            {
-                "low": i / NUM_BINS,
-                "high": (i + 1) / NUM_BINS,
-                "num_images": count,
-                "confidence": confidence[inside].mean().item() if count else None,
-                "accuracy": correct[inside].double().mean().item() if count else None,
-            }
-        )
+        bins.append({
+            "low": i / NUM_BINS, "high": (i + 1) / NUM_BINS, "num_images": count,
+            "confidence": confidence[inside].mean().item() if count else None,
+            "accuracy": correct[inside].double().mean().item() if count else None,
+        })  # fmt: skip
     gaps = [row["num_images"] * abs(row["confidence"] - row["accuracy"]) for row in bins if row["num_images"]]
-    return {
-        "expected_calibration_error": sum(gaps) / len(confidence),
-        "mean_confidence": confidence.mean().item(),
-        "bins": bins,
-    }
+    error = sum(gaps) / len(confidence)
+    return {"expected_calibration_error": error, "mean_confidence": confidence.mean().item(), "bins": bins}
 
 
 def most_confused(matrix: np.ndarray, class_names: list[str]) -> list[dict[str, Any]]:
@@ -156,14 +145,14 @@ def compare(predicted: Tensor, other_predicted: Tensor, labels: Tensor) -> dict[
     Agresti, Categorical Data Analysis, "comparing dependent proportions").
     """
     right, other_right = predicted == labels, other_predicted == labels
-    counts = {
-        "num_both_right": int((right & other_right).sum()),
-        "num_only_this_right": int((right & ~other_right).sum()),
-        "num_only_other_right": int((~right & other_right).sum()),
-        "num_both_wrong": int((~right & ~other_right).sum()),
-    }
-    n, only, other_only = len(labels), counts["num_only_this_right"], counts["num_only_other_right"]
+    both, only, other_only = (
+        int(images.sum()) for images in (right & other_right, right & ~other_right, ~right & other_right)
+    )
+    n = len(labels)
     difference = (only - other_only) / n
     half = Z_95 * max(0.0, (only + other_only) / n - difference**2) ** 0.5 / n**0.5
-    interval = [100 * (difference - half), 100 * (difference + half)]
-    return {**counts, "difference": 100 * difference, "difference_interval": interval}
+    return {
+        "num_both_right": both, "num_only_this_right": only, "num_only_other_right": other_only,
+        "num_both_wrong": n - both - only - other_only, "difference": 100 * difference,
+        "difference_interval": [100 * (difference - half), 100 * (difference + half)],
+    }  # fmt: skip

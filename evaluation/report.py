@@ -17,15 +17,12 @@ from evaluation.figures import FIGURES, Results
 from evaluation.trained import TrainedModel
 from training.console import format_time
 from training.files import write_atomically
-from training.history import History, monitored_split
+from training.history import monitored_split
 
 HERE = Path(__file__).parent
 MAX_MISTAKES = 400  # in the page's list
 MAX_BYTES = 1_500_000  # of their pictures, so that the page stays below 5 MB
 THUMBNAIL = 64  # pixels: larger images are made smaller
-WIDE = {  # figures shown over the whole width of the page
-    "training_curves", "predictions", "mistakes", "attention", "comparison_curves", "comparison_images", "confidence",
-}  # fmt: skip
 
 
 def write_report(path: Path, results: Results, left_out: dict[str, str]) -> None:
@@ -39,50 +36,32 @@ def write_report(path: Path, results: Results, left_out: dict[str, str]) -> None
     )
     environment.filters["percent"] = lambda value: f"{value:.2f} %"
     script, style = ((HERE / name).read_text() for name in ("report.js", "report.css"))
-    figures = [
-        {"name": name, "heading": heading, "text": text, "wide": name in WIDE, "data": encode(file.read_bytes())}
-        for name, (heading, text) in FIGURES.items()
-        if name not in left_out and (file := path.with_name(f"{name}.png")).exists()
-    ]
+    files = {name: path.with_name(f"{name}.png") for name in FIGURES if name not in left_out}
     page = environment.get_template("report.html.j2").render(
-        evaluation=results.evaluation,
-        subject=describe(results.subject),
-        other=describe(results.other) if results.other else None,
-        figures=figures,
-        left_out=left_out,
-        mistakes=list_mistakes(results),
-        num_mistakes=int((results.logits.argmax(dim=1) != results.labels).sum()),
-        corruptions=CORRUPTIONS,
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        style=Markup(style),
-    )
+        evaluation=results.evaluation, left_out=left_out, corruptions=CORRUPTIONS,
+        subject=describe(results.subject), other=describe(results.other) if results.other else None,
+        figures={name: encode(file.read_bytes()) for name, file in files.items() if file.exists()},
+        mistakes=list_mistakes(results), num_mistakes=int((results.logits.argmax(dim=1) != results.labels).sum()),
+        style=Markup(style), script=Markup(script), script_hash=encode(hashlib.sha256(script.encode()).digest()),
+    )  # fmt: skip
     write_atomically(path, lambda file: file.write(page.encode(errors="replace")))
 
 
 def describe(trained: TrainedModel) -> dict[str, Any]:
-    """The run of a model as the page shows it: settings, machine, and cost, which is None without a history."""
-    run = trained.run
+    """The run of a model as the page shows it: settings, machine, and cost, which is None without a history.
+
+    The cost is the number of epochs, their time and speed, and the last epoch's accuracy in percent.
+    """
+    run, records = trained.run, trained.records
     machine = {name: run[name] for name in ("cpu", "device", "threads", "versions", "git_revision") if name in run}
     if isinstance(machine.get("versions"), dict):
         machine["versions"] = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    return {
-        "title": trained.title,
-        "config": trained.saved["config"],
-        "machine": machine,
-        "cost": cost_of(trained.records) if trained.records else None,
-    }
-
-
-def cost_of(records: History) -> dict[str, Any]:
-    """The number of epochs, their time and speed, and the last epoch's accuracy in percent."""
-    accuracies = records[f"{monitored_split(records)}_acc"]
-    return {
-        "epochs": len(records["epoch"]),
-        "time": format_time(sum(records["epoch_time"])),
+    cost = records and {
+        "epochs": len(records["epoch"]), "time": format_time(sum(records["epoch_time"])),
         "images_per_second": sum(records["images_per_second"]) / len(records["epoch"]),
-        "last_acc": accuracies[-1],
-    }
+        "last_acc": records[f"{monitored_split(records)}_acc"][-1],
+    }  # fmt: skip
+    return {"title": trained.title, "config": trained.saved["config"], "machine": machine, "cost": cost}
 
 
 def list_mistakes(results: Results) -> list[dict[str, Any]]:
@@ -95,15 +74,10 @@ def list_mistakes(results: Results) -> list[dict[str, Any]]:
         if num_bytes > MAX_BYTES:
             break
         predicted = int(results.probabilities[index].argmax())
-        shown.append(
-            {
-                "index": index,
-                "true": names[int(results.labels[index])],
-                "predicted": names[predicted],
-                "probability": 100 * results.probabilities[index, predicted].item(),
-                "data": data,
-            }
-        )
+        shown.append({
+            "index": index, "true": names[int(results.labels[index])], "predicted": names[predicted],
+            "probability": 100 * results.probabilities[index, predicted].item(), "data": data,
+        })  # fmt: skip
     return shown
 
 

@@ -114,9 +114,7 @@ class TrainedModel:
     def describe(self) -> dict[str, Any]:
         """The part of evaluation.json that is about the model itself."""
         return {
-            "checkpoint": self.path.as_posix(),
-            "model_name": self.saved["model_name"],
+            "checkpoint": self.path.as_posix(), "model_name": self.saved["model_name"],
             "num_parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "epoch": self.saved["epoch"],
-            "precision": self.saved["precision"],
-        }
+            "epoch": self.saved["epoch"], "precision": self.saved["precision"],
+        }  # fmt: skip

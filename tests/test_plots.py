@@ -102,13 +102,25 @@ def test_a_grid_of_predictions(path, num_images):
     images = torch.randint(0, 256, (num_images, 3, 8, 8), dtype=torch.uint8)
     labels = torch.arange(num_images) % 10
     probabilities = torch.randn(num_images, 10).softmax(dim=1)
-    evaluation_plots.plot_predictions(images, labels, probabilities, names_of(10), path, "title")
+    captions = evaluation_plots.captions(labels, probabilities, names_of(10))
+    evaluation_plots.plot_images(images, captions, path, "title")
 
 
 def test_a_mistake_names_the_true_class_and_has_a_mark_besides_its_colour():
     probabilities = torch.tensor([[0.2, 0.8], [0.9, 0.1]])
-    captions, right = evaluation_plots.caption(torch.tensor([1, 1]), probabilities, ["cat", "dog"])
-    assert (captions, right) == (["✓ dog: 80 %", "✗ cat: 90 %\n(is dog)"], [True, False])
+    captions = evaluation_plots.captions(torch.tensor([1, 1]), probabilities, ["cat", "dog"])
+    assert captions == ["✓ dog: 80 %", "✗ cat: 90 %\n(is dog)"]
+
+
+def test_only_the_worst_of_many_classes_have_histograms(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(evaluation_plots, "save_figure", lambda figure, path: drawn.append(figure))
+    histogram = {"correct": [0] * 9 + [1], "wrong": [1] * 10}
+    rows = [{"name": f"class {i}", "accuracy": -float(i), "confidence_histogram": histogram} for i in range(100)]
+    evaluation_plots.plot_confidence(rows, tmp_path / "x.png")
+    assert [axes.get_title() for axes in drawn[0].axes] == [f"class {i}" for i in range(99, 79, -1)]
+    assert "the 20 of 100 with the lowest accuracy" in drawn[0].get_suptitle()
+    plt.close(drawn[0])
 
 
 @pytest.mark.parametrize("confidence", [torch.ones(3), torch.zeros(3), torch.rand(50)])

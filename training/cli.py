@@ -1,4 +1,4 @@
-"""The command line: a flag for every field of a dataclass (tyro), presets, and one line for what is not understood."""
+"""The command line: a flag for every field of a dataclass (tyro), presets, and an error of one line."""
 
 import argparse
 import contextlib
@@ -24,7 +24,7 @@ class Command(Generic[T]):
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """go on from the newest good checkpoint in the output folder"""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
-    """start anew in a folder that holds a run, which is moved aside"""
+    """start a new run in a folder that holds one, which is moved aside"""
     extend: tyro.conf.FlagCreatePairsOff[bool] = False
     """with --resume and a larger --num-epochs: train on, with the rest of the longer schedule"""
 
@@ -52,14 +52,14 @@ def parse_training_command(config_class: Any, description: str, args: Sequence[s
 
 
 def with_values(args: Sequence[str]) -> list[str]:
-    """`--compile` and `--no-compile` are flags of a setting that is also "auto": here they get their value."""
+    """Give `--compile` and `--no-compile`, flags of a setting that may also be "auto", their value."""
     values = {"--compile": "--compile=True", "--no-compile": "--compile=False"}
     pairs = zip(args, [*args[1:], ""], strict=False)
     return [word if after in ("auto", "True", "False") else values.get(word, word) for word, after in pairs]
 
 
 def parse(spec: Any, description: str, args: Sequence[str] | None = None, default: Any = None) -> Any:
-    """tyro's parser with its boxed complaints turned into a UsageError of one line; ValueErrors of a config too."""
+    """Parse with tyro. What it, or the config itself, refuses is a UsageError of one line, not tyro's box."""
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -73,7 +73,7 @@ def parse(spec: Any, description: str, args: Sequence[str] | None = None, defaul
 
 
 def one_line(box: str) -> str:
-    """What tyro's box says was wrong, without the frame: what stands between its first two rules."""
+    """The complaint in tyro's box: the text between its first two rules, without the frame."""
     lines = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()
     rules = [i for i, line in enumerate(lines) if line.startswith("╭") or "───" in line or "---" in line]
     message = lines[rules[0] + 1 : rules[1]] if len(rules) > 1 else lines

@@ -20,7 +20,10 @@ def require_tensorboard() -> None:
 
 
 class TensorBoard:
-    """Writes a run's metrics to its folder. If a write fails, it warns once and writes no more; the run goes on."""
+    """Writes a run's metrics to its folder, and first the contact sheet of augmented images.
+
+    If a write fails, it warns once and writes no more; the run goes on.
+    """
 
     def __init__(self, folder: Path, epochs_done: int):
         self.writer = None
@@ -29,6 +32,9 @@ class TensorBoard:
 
             # a resumed run replaces what an earlier one wrote after the checkpoint
             self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=epochs_done + 1)
+            if (sheet := folder / "augmented_images.png").exists():
+                with Image.open(sheet) as image:
+                    self.writer.add_image(sheet.stem, np.array(image.convert("RGB")), dataformats="HWC")
 
     @contextlib.contextmanager
     def giving_up(self) -> Iterator[None]:
@@ -39,13 +45,6 @@ class TensorBoard:
             self.writer = None
             with contextlib.suppress(OSError):  # the console may be a file on the same disk
                 print_warning(f"can't write for TensorBoard: {first_line(error)}. The run goes on without it")
-
-    def write_picture(self, path: Path) -> None:
-        """Show a PNG file, such as the contact sheet of augmented images, under its own name."""
-        with self.giving_up():
-            if self.writer and path.exists():
-                with Image.open(path) as image:
-                    self.writer.add_image(path.stem, np.array(image.convert("RGB")), dataformats="HWC")
 
     def write_epoch(self, metrics: dict[str, float], grad_norm: float) -> None:
         """Show an epoch's row of the history, and the mean L2 norm of its gradients before clipping."""
@@ -66,7 +65,7 @@ class TensorBoard:
 
 @contextlib.contextmanager
 def tensorboard(folder: Path, epochs_done: int) -> Iterator[TensorBoard]:
-    """A run's TensorBoard, which begins with the contact sheet and is closed at the end."""
+    """A run's TensorBoard, which is closed at the end."""
     print_traceback = threading.excepthook
 
     def on_thread_error(args: threading.ExceptHookArgs) -> None:
@@ -76,7 +75,6 @@ def tensorboard(folder: Path, epochs_done: int) -> Iterator[TensorBoard]:
     threading.excepthook = on_thread_error
     board = TensorBoard(folder, epochs_done)
     try:
-        board.write_picture(folder / "augmented_images.png")
         yield board
     finally:
         board.close()

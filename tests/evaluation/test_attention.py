@@ -68,11 +68,6 @@ def test_rollout_equals_a_plain_loop(model):
         np.testing.assert_allclose(found[image], expected, rtol=1e-5, atol=1e-7)
 
 
-def test_rollout_of_no_block_is_refused():
-    with pytest.raises(ValueError, match="at least one block"):
-        attention.rollout([])
-
-
 def model_that_looks_at(patches: list[int]) -> VisionTransformer:
     """A model with 3 x 3 patches in which head h of the class token looks at patch patches[h] of any image.
 

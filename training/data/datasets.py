@@ -41,11 +41,8 @@ def load_dataset(name: str, data_dir: str, img_size: int, data_url: str = "", ca
     RunError for what is missing or can't be read.
     """
     dataset = READERS[name](Path(data_dir), img_size, data_url, cache)
-    return replace(
-        dataset,
-        train_images=resize(dataset.train_images, img_size),
-        test_images=resize(dataset.test_images, img_size),
-    )
+    train, test = (resize(images, img_size) for images in (dataset.train_images, dataset.test_images))
+    return replace(dataset, train_images=train, test_images=test)
 
 
 def load_cifar(name: str, source: type[datasets.CIFAR10], root: Path, data_url: str) -> Dataset:
@@ -103,9 +100,8 @@ READERS: dict[str, Callable[[Path, int, str, bool], Dataset]] = {  # of (root, i
 def resize(images: Tensor, img_size: int) -> Tensor:
     if images.shape[-1] == img_size:
         return images
-    return torch.cat(
-        [tv.resize(chunk, [img_size, img_size], antialias=True) for chunk in images.split(chunk_size(images))]
-    )
+    chunks = images.split(chunk_size(images))
+    return torch.cat([tv.resize(chunk, [img_size, img_size], antialias=True) for chunk in chunks])
 
 
 def stratified_order(labels: Tensor, seed: int) -> Tensor:
@@ -167,21 +163,16 @@ def get_cifar10_dataloaders(
         split="train",
     )  # fmt: skip
     if val_size:
-        dataset = replace(
-            dataset, test_images=dataset.train_images[held_out], test_labels=dataset.train_labels[held_out]
-        )
+        images, labels = dataset.train_images[held_out], dataset.train_labels[held_out]
+        dataset = replace(dataset, test_images=images, test_labels=labels)
     split = "val" if val_size else "test"
     return train_loader, create_eval_loader(dataset, split, train_loader.stats, device, rank, world_size)
 
 
 def create_eval_loader(
-    dataset: Dataset,
-    split: str,
-    stats: dict[str, Any],
-    device: torch.device | str = "cpu",
-    rank: int = 0,
+    dataset: Dataset, split: str, stats: dict[str, Any], device: torch.device | str = "cpu", rank: int = 0,
     world_size: int = 1,
-) -> ImageLoader:
+) -> ImageLoader:  # fmt: skip
     """Create a loader of the test images in their own order, normalized with the training images' `stats`."""
     return ImageLoader(
         dataset.test_images, dataset.test_labels, **stats, batch_size=EVAL_BATCH_SIZE, device=device, rank=rank,

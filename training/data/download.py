@@ -27,24 +27,20 @@ def download(url: str, path: Path, md5: str) -> None:
     lock = path.with_name(f".{path.name}.lock")
     with FileLock(lock):  # another run may be downloading the same file: this one waits, and finds it here
         try:
-            if not path.exists():
-                download_and_check(url, path, md5)
+            if path.exists():
+                return
+            partial = path.with_name(f"{path.name}.part")
+            resumed = partial.exists() and partial.stat().st_size > 0
+            download_rest(url, partial)
+            if calculate_md5(partial) != md5 and resumed:  # the part may have been of another file
+                partial.unlink()
+                download_rest(url, partial)
+            if (found := calculate_md5(partial)) != md5:
+                partial.unlink()
+                raise RunError(f"{url} sent a file with md5 {found}, the official one is {md5}: use another address")
+            partial.rename(path)
         finally:
             lock.unlink()
-
-
-def download_and_check(url: str, path: Path, md5: str) -> None:
-    """The same, without the lock."""
-    partial = path.with_name(f"{path.name}.part")
-    resumed = partial.exists() and partial.stat().st_size > 0
-    download_rest(url, partial)
-    if calculate_md5(partial) != md5 and resumed:  # the part may have been of another file
-        partial.unlink()
-        download_rest(url, partial)
-    if (found := calculate_md5(partial)) != md5:
-        partial.unlink()
-        raise RunError(f"{url} sent a file with md5 {found}, the official one is {md5}: use another address")
-    partial.rename(path)
 
 
 def download_rest(url: str, partial: Path) -> None:

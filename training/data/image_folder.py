@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torchvision.datasets.folder import make_dataset
 from tqdm import tqdm
 
 from training.errors import RunError, first_line
@@ -57,10 +58,17 @@ def find_samples(root: Path) -> tuple[dict[str, list[tuple[str, int]]], list[str
         raise RunError(f"classes that are not in both {root / 'train'} and {root / 'test'}: {unmatched}")
     if len(class_names) < 2:
         raise RunError(f"{root / 'train'} holds the single class {class_names[0]}: at least two are needed")
-    samples = {
-        split: [(path, label) for label, name in enumerate(class_names) for path in find_pictures(root / split / name)]
-        for split in ("train", "test")
-    }
+
+    def is_picture(path: str) -> bool:
+        hidden = f"{os.sep}." in path.removeprefix(str(root))  # the file, or a folder inside the class
+        return path.lower().endswith(EXTENSIONS) and not hidden
+
+    labels, samples = {name: label for label, name in enumerate(class_names)}, {}
+    for split in ("train", "test"):
+        try:
+            samples[split] = make_dataset(root / split, labels, is_valid_file=is_picture)  # in torchvision's order
+        except FileNotFoundError as error:  # a class without pictures
+            raise RunError(f"{root / split}: {first_line(error)} Pictures are *{', *'.join(EXTENSIONS)}") from None
     return samples, class_names
 
 
@@ -77,18 +85,6 @@ def find_classes(folder: Path) -> list[str]:
     if not names:
         raise RunError(f"{folder} holds no folders: it needs a folder of pictures for each class")
     return names
-
-
-def find_pictures(folder: Path) -> list[str]:
-    """The paths of a class's pictures, subfolders included, in torchvision's order; what is hidden is left out."""
-    found = []
-    for path, subfolders, names in os.walk(folder, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        found.append((path, [name for name in names if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]))
-    paths = [os.path.join(path, name) for path, names in sorted(found) for name in sorted(names)]
-    if not paths:
-        raise RunError(f"{folder} holds no pictures; files with these names count: *{', *'.join(EXTENSIONS)}")
-    return paths
 
 
 def fingerprint(root: Path, samples: dict[str, list[tuple[str, int]]]) -> str:
@@ -126,6 +122,5 @@ def read_image(path: str | Path, img_size: int) -> Tensor:
             image = image.convert("RGB")
     except Exception as error:  # a damaged file can raise anything in Pillow
         raise RunError(f"can't read the image {path}: {first_line(error)}") from None
-    if image.size != (img_size, img_size):
-        image = image.resize((img_size, img_size), Image.Resampling.BILINEAR)  # with antialiasing
+    image = image.resize((img_size, img_size), Image.Resampling.BILINEAR)  # with antialiasing
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
