@@ -115,7 +115,9 @@ class TrainConfig:
         for field in fields(self):
             check_field(field.name, getattr(self, field.name), field.type, *self.ranges.get(field.name, (0, 10**9)))
         if self.warmup > self.num_epochs:
-            raise ValueError(f"warmup_epochs must be at most num_epochs {self.num_epochs}, got {self.warmup_epochs}")
+            raise ValueError(
+                f"warmup_epochs must be at most num_epochs {self.num_epochs}, got {self.warmup_epochs}: give both"
+            )
         smallest = 2 * self.ranges["img_size"][0]
         if self.small_images_share and (self.img_size % 2 or self.img_size < smallest):
             raise ValueError(f"small_images_share needs an even img_size, at least {smallest:g}, got {self.img_size}")

@@ -60,10 +60,11 @@ def train(
     config: TrainConfig, create_model: Callable[..., nn.Module], device: torch.device, dataset: Dataset, run: Run
 ) -> None:
     """Train from the beginning, or from what the run has saved: data, model, optimizer, epochs."""
+    config = run.share_start()
     train_loader, eval_loader = create_loaders(config, dataset, device)
     dtype, why_dtype = select_precision(config.precision, device)
     metadata = describe_run(config, create_model, dataset, train_loader, eval_loader.split, dtype)
-    was_compiled = run.share_start()
+    was_compiled = run.saved["machine"]["compile"] if run.saved else None
     compiled, why_compiled = select_compile(config.compile, metadata["work"], device, dtype, was_compiled)
 
     torch.manual_seed(config.seed)

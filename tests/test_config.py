@@ -179,7 +179,7 @@ def test_a_bad_value_is_refused_by_name(arguments, named):
         ({"optimizer": "adam"}, "optimizer must be adamw or sgd or muon, got 'adam'"),
         ({"data_dir": None}, "data_dir must be a text, got None"),
         ({"dropout": 1}, "dropout must be between 0 and 0.99, got 1"),
-        ({"num_epochs": 5, "warmup_epochs": 6}, "warmup_epochs must be at most num_epochs 5, got 6"),
+        ({"num_epochs": 5, "warmup_epochs": 6}, "warmup_epochs must be at most num_epochs 5, got 6: give both"),
     ],
 )
 def test_the_message_says_what_would_be_right(arguments, message):

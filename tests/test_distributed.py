@@ -216,9 +216,7 @@ def test_each_line_is_said_once_and_each_file_is_there_once(uneven, number):
 def test_a_stopped_run_of_two_processes_goes_on_to_the_bits_of_one_that_was_not(dropping, stopped, tmp_path):
     folder, result = stopped
     assert result.code != 0
-    assert own_lines(result.err) == [
-        "stopped. saved in run. Go on with: the same torchrun command, with --resume at its end"
-    ]
+    assert own_lines(result.err) == ["stopped. saved in run. Go on with: the same torchrun command with --resume"]
     at_stop = checkpoint.load(folder / "last.pth")
     assert at_stop["epoch"] == 0
     assert 100 <= at_stop["epoch_sums"]["step"] < STEPS

@@ -12,7 +12,7 @@ from config_vit_cifar10 import ViTConfig
 from train_vit_cifar10 import main
 from training import checkpoint
 from training.cli import parse_training_command
-from training.console import LINE_EVERY
+from training.console import LINE_EVERY, TrainProgress
 from training.run import Run
 from vit import VisionTransformer
 
@@ -34,6 +34,30 @@ def test_a_run_that_an_earlier_version_began_goes_on_to_the_end(tmp_path, capsys
     assert found["epoch"] == [1, 2]
     assert found["lr"] == whole["lr"]
     assert found["train_loss"] == pytest.approx(whole["train_loss"], rel=0.01)  # of another machine's rounding
+
+
+@pytest.mark.parametrize(
+    ("num_epochs", "given", "saved", "warmup"),
+    [
+        (20, "auto", 10, 10),  # before the warmup of a short run was a fifth of it, it was 10 epochs or given
+        (100, "auto", 1, 1),  # 5 epochs, extended
+        (100, 10, 1, 10),  # given: refused later
+        (5, "auto", 10, 1),  # fewer epochs: refused later
+    ],
+)
+def test_a_resumed_run_keeps_its_warmup_where_none_is_given(num_epochs, given, saved, warmup):
+    run = Run(ViTConfig(num_epochs=num_epochs, warmup_epochs=given), resume=True, overwrite=False, extend=False)
+    run.saved = {"config": {"warmup_epochs": saved}}
+    assert run.share_start().warmup == run.config.warmup == warmup
+
+
+def test_the_first_look_on_a_gpu_may_be_the_last_of_a_short_epoch(capsys):
+    for num_batches, batch in ((12, 12), (782, 20), (782, 100)):
+        TrainProgress(num_batches, 64 * num_batches, epochs_left=3).update(batch, 64 * batch, 1.0, 1.0, 0.1)
+    progress = TrainProgress(782, 50_048, epochs_left=1)
+    for batch in (100, 200):
+        progress.update(batch, 6400, 1.0, 1.0, 0.1)
+    assert "for the training steps of 1 epoch" in capsys.readouterr().out
 
 
 def test_a_gpu_is_looked_at_every_hundredth_step_and_when_a_signal_has_come():

@@ -61,7 +61,7 @@ class TrainProgress:
     def __init__(self, num_batches: int, num_images: int, batches_done: int = 0, epochs_left: int = 0):
         self.num_batches, self.num_images, self.epochs_left = num_batches, num_images, epochs_left
         self.batches_done, self.images_done = batches_done, num_images * batches_done // num_batches
-        self.timed_images = 0
+        self.timed_images, self.started = 0, None
         self.bar = tqdm(
             total=num_images, initial=self.images_done, unit=" images", disable=not sys.stdout.isatty(), leave=False,
             file=sys.stdout,
@@ -79,11 +79,12 @@ class TrainProgress:
             self._estimate(batch - self.batches_done, num_images)
 
     def _estimate(self, count: int, num_images: int) -> None:
-        if count == 2:  # the first two also set things up
-            self.started = time.perf_counter()
-        elif count > 2:
-            self.timed_images += num_images
-        if count == min(TIMED_BATCHES, self.num_batches - self.batches_done) and self.timed_images:
+        if self.started is None:
+            if count >= 2:  # the first two also set things up; on a GPU the first look is later
+                self.started = time.perf_counter()
+            return
+        self.timed_images += num_images
+        if count >= min(TIMED_BATCHES, self.num_batches - self.batches_done):
             rate = self.timed_images / (time.perf_counter() - self.started)
             left = format_time((self.epochs_left * self.num_images - self.images_done) / rate)
             epochs = "1 epoch" if self.epochs_left == 1 else f"{self.epochs_left} epochs"

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,7 +49,7 @@ def launch_id() -> str | None:
     The run id does not do: it is "none" by default, and a user may give it twice. torchrun makes a new folder for the
     logs of each launch, which holds a folder `attempt_N` for each restart.
     """
-    folder, attempt, _ = os.environ.get("TORCHELASTIC_ERROR_FILE", "").partition("/attempt_")
+    folder, attempt, _ = os.environ.get("TORCHELASTIC_ERROR_FILE", "").rpartition("/attempt_")
     return folder if attempt else None
 
 
@@ -85,8 +85,8 @@ def stop_without_torchrun(agent: int) -> None:
 def rank_0_first(device: torch.device) -> Iterator[None]:
     """Rank 0 does what is inside, then the others do it, then all are connected.
 
-    A rank waits for the others as long as they take, be it an hour of download. UsageError where the ranks have found
-    devices of different types.
+    A rank waits for the others as long as they take, be it an hour of download. PeerError where another one fails,
+    UsageError where the ranks have found devices of different types.
     """
     if world_size() == 1:
         yield
@@ -94,11 +94,15 @@ def rank_0_first(device: torch.device) -> Iterator[None]:
     store, *_ = next(iter(rendezvous("env://")))  # torchrun's own, which outlives a restart of its processes
     store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     if rank() > 0:
-        wait_until(lambda: store.check(["rank 0"]))
-    yield
+        wait_for(store, ["rank 0"])
+    try:
+        yield
+    except BaseException:
+        store.set("failed", "")  # torchrun stops the other ranks on this machine only
+        raise
     store.set(f"rank {rank()}", device.type)
     everyone = [f"rank {number}" for number in range(world_size())]
-    wait_until(lambda: store.check(everyone))
+    wait_for(store, everyone)
     devices = sorted({store.get(name).decode() for name in everyone})
     if len(devices) > 1:
         raise UsageError(f"the processes found different devices ({', '.join(devices)}): give one with --device")
@@ -107,9 +111,11 @@ def rank_0_first(device: torch.device) -> Iterator[None]:
     share_cores()
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Ask again and again: the store's own waiting ends with an error after minutes."""
-    while not condition():
+def wait_for(store: PrefixStore, names: list[str]) -> None:
+    """Wait until all names are in the store; the store's own waiting would end with an error after minutes."""
+    while not store.check(names):
+        if store.check(["failed"]):
+            raise PeerError("another process of this run failed before the run began: start it again")
         time.sleep(0.1)
 
 

@@ -71,8 +71,6 @@ def refuse_other_run(
     if extend and now["num_epochs"] <= before["num_epochs"]:
         raise UsageError(f"--extend needs more than the {before['num_epochs']} epochs of the run: give --num-epochs")
     free = [*FREE_ON_RESUME, *["num_epochs"] * extend]
-    if extend and config.warmup_epochs == "auto":  # it follows from num_epochs, and is long over
-        free.append("warmup_epochs")
     other = [
         f"{name} was {before[name]}, is {value}"
         for name, value in now.items()
@@ -150,7 +148,7 @@ def cpu_name() -> str:
 def resume_command(argv: list[str]) -> str:
     """The command that goes on with the run that `argv` began."""
     if distributed.under_torchrun():
-        return "the same torchrun command, with --resume at its end"
+        return f"the same torchrun command with --resume{' in place of --overwrite' * ('--overwrite' in argv)}"
     others = [word for word in argv if word not in ("--resume", "--overwrite", "--extend")]
     name = Path(sys.executable).name
     python = name if shutil.which(name) == sys.executable else sys.executable  # with no virtual environment activated

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -72,10 +73,14 @@ class Run:
             if error:
                 raise error  # for what is held to see it
 
-    def share_start(self) -> bool | None:
-        """Give the checkpoint to go on from to all ranks. Returns whether that run was compiled; None for a new run."""
+    def share_start(self) -> Any:
+        """Give the checkpoint to go on from to all ranks. Returns the config, its warmup that of the resumed run."""
         self.saved = distributed.broadcast(self.saved)
-        return self.saved["machine"]["compile"] if self.saved else None
+        if self.saved and self.config.warmup_epochs == "auto":  # its rule, or --extend, would make another of it
+            warmup = self.saved["config"]["warmup_epochs"]
+            if warmup <= self.config.num_epochs:  # else the run is refused for its number of epochs
+                self.config = replace(self.config, warmup_epochs=warmup)
+        return self.config
 
     def begin(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, loader: ImageLoader, create_model: Callable[..., Any],
@@ -91,7 +96,8 @@ class Run:
         if saved:
             self.extend &= not saved["extended_from"] or saved["config"]["num_epochs"] != self.config.num_epochs
             refuse_other_run(saved, metadata, self.config, create_model, self.extend)
-            warn_of_other_machine(saved["machine"], machine)
+            if self.folder:
+                warn_of_other_machine(saved["machine"], machine)
             metadata["extended_from"] = saved["extended_from"] + [saved["config"]["num_epochs"]] * self.extend
             self.state.load_state_dict(saved)
         start = self._resumable()
@@ -189,13 +195,16 @@ class Run:
         return self.folder.save(files) if self.folder else True
 
     def finish(self) -> None:
-        """Say what the run reached; RunError where the disk did not take all of it."""
+        """Print what the run reached. RunError where the disk did not take all of it."""
+        self.signals.restore()  # all is saved: what comes after acts at once
         if not self.complete:
             raise RunError(f"not all of the run could be saved in {self.config.output_dir}: make room, then --resume")
         if self.folder and self.saved and self.saved["epoch"] == self.config.num_epochs:
             print(f"\nThis run has all its {self.config.num_epochs} epochs already.")
             self.draw_curves()
         console.print_best(self.state.history, self.split, self.config.output_dir)
+        if number := self.signals.came():
+            raise self.signals.exit_of(number)
 
     def draw_curves(self) -> None:
         """training_curves.png, of all epochs so far."""

@@ -10,6 +10,7 @@ from training import distributed
 from training.errors import Terminated, first_line
 
 NOTE = "\nstopping after this step; Ctrl-C once more stops at once, without saving\n"
+NOTE_UNDER_TORCHRUN = "\nstopping after this step\n"
 
 
 class StopRequested(Exception):
@@ -36,9 +37,13 @@ class DeferredSignals:
                 self.previous[number] = signal.signal(number, self.note)
         return self
 
+    def restore(self) -> None:
+        """Let signals act at once again."""
+        while self.previous:
+            signal.signal(*self.previous.popitem())
+
     def __exit__(self, _, error: BaseException | None, __) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
+        self.restore()
         if self.pending and isinstance(error, RuntimeError):
             print(f"failed while stopping: {first_line(error)}", file=sys.stderr)
             raise self.exit_of(self.pending) from error
@@ -47,7 +52,8 @@ class DeferredSignals:
         if self.pending and not distributed.under_torchrun():  # which sends again what the terminal has sent
             raise self.exit_of(number)
         if not self.pending and distributed.rank() == 0:
-            os.write(2, NOTE.encode())  # a signal comes at any time, in the middle of a print too
+            note = NOTE_UNDER_TORCHRUN if distributed.under_torchrun() else NOTE
+            os.write(2, note.encode())  # a signal comes at any time, in the middle of a print too
         self.pending = number
 
     def came(self) -> int:

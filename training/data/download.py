@@ -25,7 +25,9 @@ def download(url: str, path: Path, md5: str) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
-    with FileLock(lock):  # another run may be downloading the same file: this one waits, and finds it here
+    if lock.exists():
+        print(f"Waiting for another process that downloads {path.name}", flush=True)
+    with FileLock(lock):  # this one then finds the file here
         try:
             if path.exists():
                 return
@@ -67,7 +69,9 @@ def download_rest(url: str, partial: Path) -> None:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise RunError(f"can't write {partial}: {error}") from None
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__
-        raise RunError(f"{url} did not send the archive ({reason})") from None
+        raise RunError(
+            f"{url} did not send the archive ({reason}); what came is kept: the same command goes on"
+        ) from None
     if total is not None and (size := partial.stat().st_size) < total:
         raise RunError(f"{url} broke off after {size:,} of {total:,} bytes; they are kept: the same command goes on")
 
