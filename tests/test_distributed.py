@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import nn
+from torch.distributed import HashStore, PrefixStore  # pyright: ignore[reportPrivateImportUsage]
 
 from resnet import ResNet18
 from training import checkpoint, distributed
@@ -386,6 +387,33 @@ def test_a_mistake_that_all_processes_find_is_said_once(tmp_path):
     assert len(own_lines(result.err)) == 1
     assert own_lines(result.err)[0].startswith("error: max_train_images")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_rank_does_not_wait_for_one_that_has_failed(monkeypatch):
+    store = HashStore()
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed, "rendezvous", lambda url: iter([(store, 1, 2)]))
+    prefixed = PrefixStore("0", store)
+    prefixed.set("rank 0", "cpu")
+    with pytest.raises(ZeroDivisionError), distributed.rank_0_first(torch.device("cpu")):
+        raise ZeroDivisionError  # the pictures of this rank's machine are missing, say
+    with pytest.raises(PeerError, match="another process of this run failed before the run began"):
+        distributed.wait_for(prefixed, ["rank 0", "rank 1"])
+
+
+@pytest.mark.parametrize(
+    ("file", "launch"),
+    [
+        ("/tmp/torchelastic_x/none_y/attempt_0/1/error.json", "/tmp/torchelastic_x/none_y"),
+        ("/tmp/torchelastic_x/none_y/attempt_2/0/error.json", "/tmp/torchelastic_x/none_y"),
+        ("logs/attempt_1/none_z/attempt_0/0/error.json", "logs/attempt_1/none_z"),  # --log-dir logs/attempt_1
+        ("", None),
+    ],
+)
+def test_a_launch_keeps_its_name_through_restarts_and_shares_it_with_no_other(monkeypatch, file, launch):
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", file)
+    assert distributed.launch_id() == launch
 
 
 @pytest.mark.parametrize(

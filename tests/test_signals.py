@@ -105,3 +105,19 @@ def test_an_error_without_a_signal_and_one_of_the_user_stay_what_they_are():
         fail(0, RuntimeError("of torch"))
     with pytest.raises(RunError, match="disk is full"):
         fail(signal.SIGINT, RunError("the disk is full"))
+
+
+def test_after_restore_a_signal_acts_at_once_and_one_that_came_before_is_known(capfd):
+    with DeferredSignals() as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        signals.restore()
+        assert signals.came() == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_under_torchrun_the_note_promises_no_second_interrupt(monkeypatch, capfd):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with DeferredSignals():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert capfd.readouterr() == ("", "\nstopping after this step\n")
