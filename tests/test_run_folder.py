@@ -323,10 +323,10 @@ def test_weights_that_are_not_finite_are_refused_and_that_is_not_swallowed(folde
 
 
 def test_other_files_that_the_disk_does_not_take_do_not_end_the_run_and_other_errors_do(folder, warnings):
-    with folder.going_on():
+    with folder.tolerating_disk_errors():
         raise DiskError("can't write training_history.json")
     assert len(warnings) == 1
     assert warnings[0].startswith("can't write training_history.json. The run needs ")
     for error in (RunError, KeyboardInterrupt, ZeroDivisionError):
-        with pytest.raises(error), folder.going_on():
+        with pytest.raises(error), folder.tolerating_disk_errors():
             raise error
