@@ -6,6 +6,7 @@ import itertools
 import os
 import signal
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,22 @@ from training.data import loader
 
 
 def signal_at(target: str, call: int, number: int) -> None:
-    """Send this process a signal at the `call`th call of `target`, "module:name" or "module:Class.name"."""
+    """Send this process a signal at the `call`th call of `target`, "module:name" or "module:Class.name".
+
+    After a pause (SIGSTOP) it waits for the signal that ended the pause to arrive: another thread may have got it.
+    """
+
+    def act(*_) -> None:
+        os.kill(os.getpid(), number)
+        if number == signal.SIGSTOP:
+            time.sleep(0.2)
+
     module, _, path = target.partition(":")
     owner: Any = importlib.import_module(module)
     *classes, name = path.split(".")
     for parent in classes:
         owner = getattr(owner, parent)
-    patch(owner, name, before=at(call, lambda *_: os.kill(os.getpid(), number)))
+    patch(owner, name, before=at(call, act))
 
 
 def kill_in_save(point: str, name: str, save: int, size: int) -> None:
