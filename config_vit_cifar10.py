@@ -160,7 +160,7 @@ class TrainConfig:
 NEW_RECIPE: dict[str, Any] = {
     "global_pool": "avg", "qk_norm": True, "pos_embed": "rope", "zero_init": True, "dropout": 0.0, "optimizer": "muon",
     "learning_rate": 2e-3, "schedule": "linear", "warmup_epochs": 1, "batch_size": 128, "label_smoothing": 0.1,
-    "auto_augment": False,
+    "auto_augment": False, "val_size": 1000,
 }  # fmt: skip
 # Long runs see an image often: they need stronger augmentation.
 LONG_RUN: dict[str, Any] = {"auto_augment": True, "cutmix_alpha": 1.0, "mix_probability": 0.5, "warmup_epochs": 5}
