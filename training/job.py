@@ -1,6 +1,5 @@
 """A training script in a process of its own: started or resumed, watched through its files, ended with its parent."""
 
-import ctypes
 import json
 import os
 import re
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training import history
+from training import distributed, history
 from training.errors import RunError, UsageError
 from training.provenance import FREE_ON_RESUME
 
@@ -66,9 +65,9 @@ class Job:
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, str(ROOT / self.script), *self.flags, "--output-dir", str(self.folder), *resume],
-                env=os.environ | {"OMP_NUM_THREADS": str(threads)}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env=os.environ | {"OMP_NUM_THREADS": str(threads), distributed.PARENT: str(os.getpid())},
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,  # Ctrl-C is for the parent, which passes it on
-                preexec_fn=end_with_parent if sys.platform == "linux" else None,
             )  # fmt: skip
 
     def ended(self) -> bool:
@@ -105,8 +104,3 @@ class Job:
                     return records["images_per_second"][0]
                 raise RunError(f"{self.name} could not be measured: {self.outcome()}")
             time.sleep(LOOK_EVERY)
-
-
-def end_with_parent() -> None:
-    """Let the system send SIGTERM to this process when its parent dies: a killed suite leaves no run behind."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG of linux/prctl.h
