@@ -118,9 +118,7 @@ def compare_predictions(one: RunRecord, other: RunRecord) -> dict[str, Any]:
     right = []
     for run in (one, other):
         if not run.own_evaluation.get("test_images_sha256"):
-            raise RunError(
-                f"no predictions of {run.name}'s best epoch are known: run evaluate_vit.py --checkpoint {run.name}"
-            )
+            raise RunError(f"{run.name}: its best epoch is not evaluated: run evaluate_vit.py --checkpoint {run.name}")
         labels, predicted = predictions.read(run.predictions)
         right.append(labels == predicted)
         if 100 * right[-1].sum() / len(labels) != run.own_evaluation["accuracy"]:

@@ -32,10 +32,10 @@ def write(path: Path, logits: Tensor, labels: Tensor) -> None:
 def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """The labels and the predicted classes (n,) in the file. RunError where it is missing or damaged."""
     try:
-        with open(path) as file:
-            if file.readline().strip() != HEADER:
-                raise ValueError("another header")
-            labels, predicted, _ = np.loadtxt(file, delimiter=",", ndmin=2).T
+        header, *lines = path.read_text().split()
+        if header != HEADER or not lines:
+            raise ValueError("another header, or no image")
+        labels, predicted, _ = np.loadtxt(lines, delimiter=",", ndmin=2).T
     except (OSError, ValueError):
         raise RunError(f"{path} is missing or damaged: run evaluate_vit.py again") from None
     return labels.astype(int), predicted.astype(int)
