@@ -206,10 +206,16 @@ def show(value: Any, spec: str = "") -> str:
     return ("no", "yes")[value] if isinstance(value, bool) else format(value, spec)
 
 
-def to_markdown(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table. It depends on nothing but the JSON files of the runs and the folders' names."""
-    cells = [[text.replace("|", "\\|") for text in row.values()] for row in to_cells(rows)]
-    lines = [list(to_cells(rows)[0]), ["---"] * len(cells[0]), *cells]
+def to_markdown(rows: Sequence[Row], columns: Sequence[str] = ()) -> str:
+    """The rows as a Markdown table, with all columns or those. UsageError names a column that is not there.
+
+    It depends on nothing but the JSON files of the runs and the folders' names.
+    """
+    cells = to_cells(rows)
+    columns = columns or list(cells[0])
+    if unknown := [name for name in columns if name not in cells[0]]:
+        raise UsageError(f"the table has no column {unknown[0]!r}: it has {', '.join(cells[0])}")
+    lines = [columns, ["---"] * len(columns), *[[row[name].replace("|", "\\|") for name in columns] for row in cells]]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
