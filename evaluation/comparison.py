@@ -28,6 +28,9 @@ __all__ = [
 ]  # fmt: skip
 
 
+COSTS_BEGIN = "images seen"  # the column of a table from which on they say what a run cost
+
+
 @dataclass(frozen=True)
 class Row:
     """A run, or finished runs that differ only in the seed."""
@@ -48,6 +51,8 @@ def group(records: Sequence[RunRecord]) -> list[Row]:
 
     An unfinished run and a repetition with the same seed get their own rows.
     """
+    if not records:
+        return []
     groups: dict[Any, list[RunRecord]] = {}
     for record in records:
         key = (record.model_name, *sorted(record.settings.items()), "" if record.finished else record.name)
@@ -192,7 +197,7 @@ def to_cells(rows: Sequence[Row]) -> list[dict[str, str]]:
             "best (%)": spread(row, "best_accuracy"), "last (%)": spread(row, "last_accuracy"),
             "test (%)": spread(row, "test_accuracy"),
             **{name: show(row[name]) for name in different},
-            "images seen": show(row["images_seen"], ","), "time": format_time(row["seconds"]),
+            COSTS_BEGIN: show(row["images_seen"], ","), "time": format_time(row["seconds"]),
             "images/s": show(row["images_per_second"], ".0f"), "parameters": show(row["num_parameters"], ","),
             "GFLOP/image": show(row["flops"] and row["flops"] / 1e9, ".2f"),
         })  # fmt: skip
@@ -203,7 +208,9 @@ def show(value: Any, spec: str = "") -> str:
     """A value as text: "-" for None and the empty text, yes or no for a truth value."""
     if value is None or value == "":
         return "-"
-    return ("no", "yes")[value] if isinstance(value, bool) else format(value, spec)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return format(value, spec or ("g" if isinstance(value, float) else ""))
 
 
 def to_markdown(rows: Sequence[Row], columns: Sequence[str] = ()) -> str:
@@ -226,7 +233,8 @@ def to_table(rows: Sequence[Row], width: int = 120) -> str:
     widths = [max(map(len, column)) for column in columns]
     blocks, used = [[0]], widths[0]
     for i in range(1, len(columns)):
-        if len(blocks[-1]) > 1 and used + 2 + widths[i] > width:
+        together = widths[i:] if columns[i][0] == COSTS_BEGIN else widths[i : i + 1]  # the costs stay in one table
+        if len(blocks[-1]) > 1 and used + sum(2 + one for one in together) > width:
             blocks.append([0])
             used = widths[0]
         blocks[-1].append(i)

@@ -208,6 +208,10 @@ def test_a_row_has_the_name_that_its_folders_share(tmp_path, monkeypatch, folder
         assert [row.name for row in group(read(*paths))] == names
 
 
+def test_no_runs_are_no_rows():
+    assert group([]) == []
+
+
 def test_the_same_rows_as_markdown_csv_and_json_wherever_the_folders_are(tmp_path, monkeypatch):
     for place in ("here", "there"):
         write_run(tmp_path / place / "a|b", [70.0, 71.0], seed=1)
@@ -247,6 +251,7 @@ def test_the_table_fits_a_terminal_and_leaves_nothing_out(tmp_path, count):
         assert name in table
         assert text in table
     blocks = table.split("\n\n")
+    assert sum("images seen" in block and "GFLOP/image" in block for block in blocks) == 1  # the costs stay together
     assert all(len(block.splitlines()) == 2 + count for block in blocks)
     assert len({len(line) for line in blocks[0].splitlines()}) == 1
 
