@@ -43,6 +43,7 @@ bench: setup-dev                 ## speed: training steps and augmentation again
 	$(RUN) benchmarks/throughput.py
 	$(RUN) benchmarks/cost.py
 	$(RUN) benchmarks/augment.py
+	$(RUN) benchmarks/muon.py
 
 clean:                           ## the virtual environment and the caches; runs and data stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache

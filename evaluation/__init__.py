@@ -11,6 +11,7 @@ predictions        predictions.csv: what the model says of each image
 run_record         what the JSON files in a run's folder say
 comparison         several runs: rows over seeds, tables, the test of two runs
 comparison_plots   the curves of several runs
+tables             the tables of README.md and docs/, from results/
 figures            all figures by name: how to read each, and which can be drawn
 classify           pictures of the user's own
 report             report.html, with the figures inside

