@@ -11,7 +11,7 @@ To add a preset: put its values into `presets`, and its name into the choices of
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin
 
-DatasetName = Literal["cifar10", "cifar100", "digits", "image-folder"]
+DatasetName = Literal["cifar10", "cifar100", "svhn", "fashion-mnist", "digits", "image-folder"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class TrainConfig:
     data_dir: str = "data"
     """folder that the images are read from, and downloaded to"""
     data_url: str = ""
-    """address to download the official CIFAR archive from; empty: the official address"""
+    """address to download the official files from; empty: the official address"""
     cache: bool = True
     """store the decoded images of image-folder in one file beside them; it is remade when an image changes"""
     max_train_images: int = 0
@@ -57,7 +57,7 @@ class TrainConfig:
     crop_padding: int = 4
     """pad each side by this many pixels, then crop at random; 0: off (the recipe: 4)"""
     horizontal_flip: bool = True
-    """mirror each image with probability 1/2; digits are never mirrored"""
+    """mirror each image with probability 1/2; digits and house numbers are never mirrored"""
     auto_augment: bool = True
     """change colours and shapes at random, as augment_policy says"""
     augment_policy: Literal["cifar10", "imagenet", "svhn", "randaugment", "trivialaugment"] = "cifar10"

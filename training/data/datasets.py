@@ -8,15 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchvision import datasets
-from torchvision.datasets.utils import calculate_md5, extract_archive
 from torchvision.transforms.v2 import functional as tv
 
 from training.data.augment import Augmentation, random_stream
-from training.data.download import download
 from training.data.image_folder import read_image_folder
 from training.data.loader import ImageLoader, chunk_size
 from training.data.mix import Mixing
-from training.errors import RunError, UsageError, first_line
+from training.data.official import read_cifar, read_fashion_mnist, read_svhn
+from training.errors import UsageError
 
 EVAL_BATCH_SIZE = 128  # the same in training and in evaluate_vit.py, so that both compute the same bits
 DEFAULT_AUGMENTATION = Augmentation(crop_padding=4, horizontal_flip=True, policy="cifar10")  # of the recipe
@@ -37,43 +36,12 @@ class Dataset:
 def load_dataset(name: str, data_dir: str, img_size: int, data_url: str = "", cache: bool = True) -> Dataset:
     """Read a dataset, named as in READERS, at img_size x img_size pixels.
 
-    `data_url` is a mirror of CIFAR's official archive; `cache` keeps the decoded pictures of an image folder on disk.
+    `data_url` is a mirror of the official files; `cache` keeps the decoded pictures of an image folder on disk.
     RunError for what is missing or can't be read.
     """
     dataset = READERS[name](Path(data_dir), img_size, data_url, cache)
     train, test = (resize(images, img_size) for images in (dataset.train_images, dataset.test_images))
     return replace(dataset, train_images=train, test_images=test)
-
-
-def load_cifar(name: str, source: type[datasets.CIFAR10], root: Path, data_url: str) -> Dataset:
-    """Read CIFAR from `root`; where it is missing, download the official archive. torchvision unpacks and checks it."""
-    try:
-        try:
-            train, test = (source(root, train=train) for train in (True, False))
-        except RuntimeError:  # not unpacked yet, or damaged
-            provide_archive(root / source.filename, data_url or source.url, source.tgz_md5)
-            extract_archive(str(root / source.filename), str(root))  # refuses members outside the folder
-            train, test = (source(root, train=train) for train in (True, False))
-    except RunError as error:
-        raise RunError(
-            f"could not get {name}: {error}. Ways out: a mirror with --data-url, {source.filename} put into {root} by "
-            "hand, or --dataset digits (--preset demo) or image-folder, which need no download"
-        ) from None
-    except Exception as error:  # an archive of other content can raise anything
-        raise RunError(f"can't read {name} from {root}: {first_line(error)}") from None
-    images = [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in (train, test)]
-    return Dataset(train.classes, images[0], torch.tensor(train.targets), images[1], torch.tensor(test.targets))
-
-
-def provide_archive(path: Path, url: str, md5: str) -> None:
-    """Check the archive at `path`, or download it; `url` is the address of the archive or of the folder it is in."""
-    if path.exists():
-        if (found := calculate_md5(path)) != md5:
-            raise RunError(
-                f"{path} has md5 {found}, the official archive has {md5}: remove it, or replace it with a good one"
-            )
-        return
-    download(url if ".tar.gz" in url or ".tgz" in url else f"{url.rstrip('/')}/{path.name}", path, md5)
 
 
 def load_digits() -> Dataset:
@@ -90,8 +58,10 @@ def load_digits() -> Dataset:
 
 
 READERS: dict[str, Callable[[Path, int, str, bool], Dataset]] = {  # of (root, img_size, data_url, cache)
-    "cifar10": lambda root, _, url, __: load_cifar("cifar10", datasets.CIFAR10, root, url),
-    "cifar100": lambda root, _, url, __: load_cifar("cifar100", datasets.CIFAR100, root, url),
+    "cifar10": lambda root, _, url, __: Dataset(**read_cifar(datasets.CIFAR10, root, url)),
+    "cifar100": lambda root, _, url, __: Dataset(**read_cifar(datasets.CIFAR100, root, url)),
+    "svhn": lambda root, _, url, __: Dataset(**read_svhn(root, url)),
+    "fashion-mnist": lambda root, _, url, __: Dataset(**read_fashion_mnist(root, url)),
     "digits": lambda *_: load_digits(),
     "image-folder": lambda root, img_size, _, cache: Dataset(**read_image_folder(root, img_size, cache)),
 }
