@@ -31,6 +31,7 @@ from training.pretrained import (
     resample_patch_embed,
     resample_pos_embed,
 )
+from training.provenance import count_flops
 from vit import VisionTransformer
 
 SMALL: dict[str, Any] = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3}
@@ -133,7 +134,7 @@ def test_a_folder_says_the_heads_and_the_classes(capsys):
     load("folder")
     assert "fresh" not in capsys.readouterr().out
     load("folder", classes=[*CLASSES[1:], "0"])
-    assert "fresh: head.weight (other classes in the file), head.bias" in capsys.readouterr().out
+    assert "fresh: head.weight, head.bias (other classes in the file)\n" in capsys.readouterr().out
     with pytest.raises(UsageError, match=r"num_heads is 3 in the file and 6 in the model.*--num-heads 3"):
         load("folder", num_heads=6)
 
@@ -168,8 +169,8 @@ def test_patch_embeddings_are_resampled_as_timm_does(old, new):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ({"img_size": 16, "patch_size": 8}, "patch_embed.proj.weight from 4x4 to 8x8, pos_embed from 4x4 to 2x2"),
-        ({"img_size": 32, "patch_size": 4}, "adapted: pos_embed from 4x4 to 8x8"),
+        ({"img_size": 16, "patch_size": 8}, "adapted: pos_embed from 4x4 to 2x2\n"),
+        ({"img_size": 32, "patch_size": 4}, "adapted: pos_embed from 4x4 to 8x8\n"),
         ({"img_size": 8, "patch_size": 2}, "adapted: patch_embed.proj.weight from 4x4 to 2x2\n"),
     ],
 )
@@ -192,7 +193,7 @@ def test_a_head_of_other_classes_stays_as_it_was(capsys):
     assert torch.equal(ours.head.weight, head)
     name = "blocks.1.mlp.fc2.weight"
     assert torch.equal(ours.state_dict()[name], theirs.state_dict()[name])
-    assert "fresh: head.weight (7 classes in the file, 10 in the data), head.bias" in capsys.readouterr().out
+    assert "fresh: head.weight, head.bias (7 classes in the file, 10 in the data)\n" in capsys.readouterr().out
 
 
 def test_without_a_class_token_the_patches_weights_are_taken_and_the_head_is_fresh(capsys):
@@ -203,7 +204,7 @@ def test_without_a_class_token_the_patches_weights_are_taken_and_the_head_is_fre
     assert not torch.equal(ours.head.weight, theirs.head.weight)
     out = capsys.readouterr().out
     assert "adapted: no class token" in out
-    assert "head.weight (the file's read another feature)" in out
+    assert "fresh: head.weight, head.bias (the file's read another feature)\n" in out
 
 
 def test_a_class_token_that_the_file_lacks_is_fresh_with_its_position(capsys):
@@ -212,7 +213,7 @@ def test_a_class_token_that_the_file_lacks_is_fresh_with_its_position(capsys):
     load(write(theirs), ours)
     assert torch.equal(ours.state_dict()["cls_token"], token)
     assert torch.equal(ours.pos_embed, torch.cat([position, theirs.pos_embed], dim=1))
-    assert "fresh: cls_token (not in the file), head.weight" in capsys.readouterr().out
+    assert "fresh: cls_token (not in the file)\n" in capsys.readouterr().out
 
 
 # What is refused
@@ -283,8 +284,8 @@ def flipped(path: Path) -> Path:
         (lambda: saved({"model": {"a": torch.ones(1), "b": "text"}}), "no file of a ViT's weights"),
         (lambda: saved({"norm.weight": torch.tensor(torch.nan)}), "norm.weight in weights.pth is not finite"),
         (lambda: folder("{"), "can't read folder/config.json"),
-        (lambda: folder("[1]"), "can't read folder/config.json"),
-        (lambda: folder('{"id2label": {"a": 1}}'), "can't read folder/config.json"),
+        (lambda: folder("[1]"), "folder/config.json does not describe a model"),
+        (lambda: folder('{"id2label": {"a": 1}}'), "folder/config.json does not describe a model"),
     ],
 )
 def test_a_file_that_is_none_is_one_line_and_executes_nothing(source, message):
@@ -413,6 +414,8 @@ def test_a_frozen_backbone_has_no_gradients_and_no_place_in_any_optimizer():
     model(torch.randn(2, 3, 16, 16)).sum().backward()
     trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert trained == {"head.weight", "head.bias"}
+    costs = [count_flops(VisionTransformer, 16, frozen, **config.model_args) for frozen in (True, False)]
+    assert 0.3 < costs[0] / costs[1] < 0.4  # the forward pass is a third
     for name in ("adamw", "sgd", "muon"):
         optimizer = create_optimizer(model, name, 0.1, 0.05)
         held = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -44,9 +44,10 @@ def load_pretrained(model: nn.Module, source: str, model_args: dict[str, Any], c
             f"--num-heads {model_args['num_heads']}, and another number makes another model of the same weights"
         )
     print(f"Weights   {len(fitted)} tensors from {path}")
-    for what, notes in (("adapted", adapted), ("fresh", [f"{name} ({why})" for name, why in fresh.items()])):
-        if notes:
-            print(f"          {what}: {', '.join(notes)}")
+    for note in adapted:
+        print(f"          adapted: {note}")
+    for why in dict.fromkeys(fresh.values()):
+        print(f"          fresh: {', '.join(name for name in fresh if fresh[name] == why)} ({why})")
 
 
 def fit(

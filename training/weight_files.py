@@ -57,7 +57,6 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     RunError for a file that is damaged, holds something else, or would have to be executed.
     """
-    about: dict[str, Any] = {}
     try:
         if path.suffix == ".safetensors":
             content: Any = safetensors.torch.load_file(path)
@@ -72,9 +71,9 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from None
     if isinstance(content, dict) and "format_version" in content:  # our own
         content = checkpoint.load(path)  # checks its digest
-        about = known(content)
-    elif path.name in FILES:
-        about = read_config(path.with_name("config.json"))
+        about = known(content, path)
+    else:
+        about = read_config(path.with_name("config.json")) if path.name in FILES else {}
     for key in ("state_dict", "model"):  # as training scripts wrap them
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -95,26 +94,28 @@ def is_weight(item: tuple[Any, Any]) -> bool:
 def read_config(path: Path) -> dict[str, Any]:
     """What the config.json beside weights says of their model; nothing where there is none."""
     try:
-        return known(json.loads(path.read_text()))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return known(json.loads(path.read_text()), path) if path.exists() else {}
+    except (OSError, ValueError) as error:
         raise RunError(f"--init-from: can't read {path}: {first_line(error)}") from None
 
 
-def known(config: dict[str, Any]) -> dict[str, Any]:
-    """num_heads, pos_embed and class_names, as far as a checkpoint of ours or a config.json says them."""
-    config = config.get("checkpoint", config)  # export_vit.py puts our part there
-    model_args = config.get("model_args", {})
-    names = config.get("data", config.get("pretrained_cfg", {}))
-    labels: Any = names.get("class_names") or names.get("label_names") or config.get("label_names")
-    if labels := labels or config.get("id2label"):  # transformers'
-        labels = [labels[number] for number in sorted(labels, key=int)] if isinstance(labels, dict) else list(labels)
-    about = {
-        "num_heads": model_args.get("num_heads", config.get("num_attention_heads")),
-        "pos_embed": model_args.get("pos_embed"),
-        "class_names": None if labels and labels[0] == "LABEL_0" else labels,  # which transformers makes up
-    }
+def known(config: Any, path: Path) -> dict[str, Any]:
+    """num_heads, pos_embed and class_names, as far as a checkpoint of ours or a config.json at `path` says them."""
+    try:
+        config = config.get("checkpoint", config)  # export_vit.py puts our part there
+        model_args = config.get("model_args", {})
+        data = config.get("data", config.get("pretrained_cfg", {}))
+        labels = data.get("class_names") or data.get("label_names") or config.get("label_names")
+        if names := config.get("id2label"):  # transformers', which makes up LABEL_0, LABEL_1 and so on
+            numbers = sorted(names, key=int)
+            labels = None if names[numbers[0]] == "LABEL_0" else [names[number] for number in numbers]
+        about = {
+            "num_heads": model_args.get("num_heads", config.get("num_attention_heads")),
+            "pos_embed": model_args.get("pos_embed"),
+            "class_names": list(labels) if labels else None,
+        }
+    except (AttributeError, TypeError, ValueError):
+        raise RunError(f"--init-from: {path} does not describe a model as timm, transformers or we do") from None
     return {name: value for name, value in about.items() if value is not None}
 
 
