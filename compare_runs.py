@@ -1,8 +1,11 @@
-"""Compare several runs: print a table, and draw their curves in one figure.
+"""Compare runs: print a table, and draw their curves in one figure.
 
     python compare_runs.py checkpoints/vit_tiny_cifar10 checkpoints/resnet18_cifar10
+    python compare_runs.py checkpoints/*/ --markdown table.md --csv table.csv --json table.json
 
-Takes the output folders of train_vit_cifar10.py and train_resnet_cifar10.py, also of runs that are still going on.
+Takes the output folders of train_vit_cifar10.py and train_resnet_cifar10.py, also of runs that are not finished. Runs
+that differ only in the seed become one row: mean ± standard deviation. For two runs that evaluate_vit.py has evaluated
+on the same images, it also tests the difference.
 """
 
 if __name__ == "__main__":  # Ctrl-C while torch is being imported ends the script without a traceback
@@ -11,28 +14,35 @@ if __name__ == "__main__":  # Ctrl-C while torch is being imported ends the scri
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # not where it is ignored, as under nohup
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from training import history
+from evaluation import comparison
+from evaluation.comparison import RunRecord
+from evaluation.console import print_difference
 from training.cli import parse
-from training.console import format_time
 from training.errors import RunError, UsageError, exit_codes
-from training.files import create_folder
+from training.files import create_folder, write_atomically
+from training.history import write_json
 
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Which runs to compare, and where to write the figure."""
+    """Which runs to compare, and where to write the results."""
 
     runs: tyro.conf.Positional[tuple[str, ...]]
     """output folders of the runs"""
     output: str = "checkpoints/comparison.png"
-    """PNG file for the figure"""
+    """PNG file for the curves"""
+    markdown: str = ""
+    """also write the table to this file, as Markdown"""
+    csv: str = ""
+    """also write the table to this file, as CSV, with exact numbers"""
+    json: str = ""
+    """also write the table and the test of the difference to this file, as JSON, with exact numbers"""
 
     def __post_init__(self):
         if Path(self.output).suffix != ".png":
@@ -40,45 +50,59 @@ class CompareConfig:
 
 
 def main(config: CompareConfig) -> None:
-    """Read the histories of the runs, print the table, draw the figure."""
+    """Read the runs, print the table, write the files, draw the figure. RunError at the end for broken runs."""
     if not config.runs:
         raise UsageError("name at least one folder of a run, such as checkpoints/vit_tiny_cifar10")
-    runs = [read_run(Path(folder)) for folder in config.runs]
-    print_table(runs)
-    from training.plots import plot_comparison  # its import takes seconds: after what can fail
+    records, problems = read_runs(config.runs)
+    if records:
+        comparison.require_comparable(records)
+        write_results(config, records)
+    if problems:
+        raise RunError("\nerror: ".join(f"left out: {problem}" for problem in problems))
 
-    create_folder(Path(config.output).parent)
-    plot_comparison({run["name"]: run["history"] for run in runs}, Path(config.output))
-    print(f"\nCurves: {config.output}")
+
+def read_runs(folders: tuple[str, ...]) -> tuple[list[RunRecord], list[str]]:
+    """The runs in the folders, each folder once, and for each that can't be read the reason."""
+    records, problems = [], []
+    for folder in {Path(folder).resolve(): Path(folder) for folder in folders}.values():
+        try:
+            records.append(comparison.read_run(folder))
+        except RunError as error:
+            problems.append(str(error))
+    return records, problems
 
 
-def read_run(folder: Path) -> dict[str, Any]:
-    """Read the name of the model and the history from a run's folder. RunError if they are missing or damaged."""
-    records = history.read(folder / "training_history.json")
-    if records is None:
-        raise RunError(f"{folder} holds no run with a finished epoch: training_history.json is missing or damaged")
+def write_results(config: CompareConfig, records: list[RunRecord]) -> None:
+    """Print the table and the test of the difference, write the files, draw the figure."""
+    for flag in ("output", "markdown", "csv", "json"):
+        if name := getattr(config, flag):
+            create_folder(Path(name).parent, f"--{flag}")
+    rows = comparison.group(records)
+    print(comparison.to_table(rows))
+    difference = compare_two(records) if len(records) == 2 else None
+    for name, text in ((config.markdown, comparison.to_markdown(rows)), (config.csv, comparison.to_csv(rows))):
+        if name:
+            write_atomically(Path(name), lambda file, text=text: file.write(text.encode()))
+    if config.json:
+        write_json(Path(config.json), {"rows": comparison.to_plain(rows), "difference": difference})
+    from evaluation.comparison_plots import Curves, plot_comparison  # its import takes seconds: after what can fail
+
+    curves = [Curves(row.name, [run.history for run in row.runs], row.runs[0].num_train_images) for row in rows]
+    num_grey = plot_comparison(curves, Path(config.output))
+    grey = f" ({num_grey} of {len(curves)}, those with the lowest accuracies, are grey)" if num_grey else ""
+    print(f"\nCurves: {config.output}{grey}")
+
+
+def compare_two(records: list[RunRecord]) -> dict[str, Any] | None:
+    """Print and return how two runs differ on the same test images, or print why this is not known."""
+    print()
     try:
-        model_name = json.loads((folder / "config.json").read_text())["model_name"]
-    except (OSError, ValueError, TypeError, KeyError):
-        raise RunError(f"{folder / 'config.json'} is missing or damaged") from None
-    return {"name": folder.as_posix(), "model_name": model_name, "history": records}
-
-
-def print_table(runs: list[dict[str, Any]]) -> None:
-    """Print a line for each run: its best and last accuracy in percent, its speed and its time."""
-    width = max(len("run"), *(len(run["name"]) for run in runs))
-    heading = f"{'run':<{width}}  {'model':<17}  epochs  best on     best  epoch    last  images/s        time"
-    print(f"{heading}\n{'-' * len(heading)}")
-    for run in runs:
-        records = run["history"]
-        split = history.monitored_split(records)
-        accuracies, rate = records[f"{split}_acc"], records["images_per_second"]
-        best = max(accuracies)
-        print(
-            f"{run['name']:<{width}}  {run['model_name']:<17}  {len(accuracies):>6}  {split:<7}  {best:>6.2f}%  "
-            f"{records['epoch'][accuracies.index(best)]:>5}  {accuracies[-1]:>6.2f}%  {sum(rate) / len(rate):>8.0f}  "
-            f"{format_time(sum(records['epoch_time'])):>10}"
-        )
+        found = comparison.compare_predictions(*records)
+    except RunError as reason:
+        print(f"The difference was not tested: {reason}.")
+        return None
+    print_difference(found)
+    return {"first": records[0].name, "second": records[1].name, **found}
 
 
 if __name__ == "__main__":

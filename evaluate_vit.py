@@ -25,7 +25,7 @@ from typing import Annotated, Literal
 import tyro
 
 from config_vit_cifar10 import DatasetName
-from evaluation import metrics
+from evaluation import metrics, predictions
 from evaluation.classify import classify_files
 from evaluation.console import print_evaluation
 from evaluation.corruptions import evaluate_corrupted
@@ -96,6 +96,7 @@ def main(config: EvaluateConfig) -> None:
     labels, logits = dataset.test_labels, subject.predict(dataset)
     name = config.dataset or subject.saved["config"]["dataset"]
     evaluation = {**subject.describe(), "dataset": name, "split": "test", "chosen_on": chosen_on}
+    evaluation["test_images_sha256"] = predictions.fingerprint(dataset)
     evaluation |= metrics.measure(logits, labels, subject.class_names)
     if config.flip:
         evaluation["flip"] = metrics.headline(subject.predict_with_flip(dataset, logits), labels)
@@ -107,9 +108,10 @@ def main(config: EvaluateConfig) -> None:
         evaluation["comparison"] = {
             **other.describe(), "chosen_on": other_chosen_on,
             **metrics.measure(other_logits, labels, other.class_names),
-            **metrics.compare(logits.argmax(dim=1), other_logits.argmax(dim=1), labels),
+            **metrics.compare(logits.argmax(dim=1) == labels, other_logits.argmax(dim=1) == labels),
         }  # fmt: skip
     print_evaluation(evaluation)
+    predictions.write(folder / "predictions.csv", logits, labels)
     history.write_json(folder / "evaluation.json", evaluation)
     results = Results(evaluation, dataset, subject, logits, other, other_logits)
     left_out = draw_figures(folder, results, config.skip)

@@ -145,11 +145,11 @@ def test_best_model(
     """Print and write down what the best model, chosen on other images, does on the test images."""
     ranks = distributed.rank(), distributed.world_size()
     test_loader = create_eval_loader(dataset, "test", train_loader.stats, train_loader.images.device, *ranks)
-    best = checkpoint.load(run.folder.path / "best_model.pth")["model"] if run.folder else None
-    model.load_state_dict(distributed.broadcast(best) or {})
+    best = distributed.broadcast(checkpoint.load(run.folder.path / "best_model.pth") if run.folder else None) or {}
+    model.load_state_dict(best["model"])
     test = evaluate(model, test_loader, dtype)
     if run.folder:
-        history.write_json(run.folder.path / "test_result.json", test)
+        history.write_json(run.folder.path / "test_result.json", test | {"epoch": best["epoch"]})
     print(f"Test Loss of that model: {test['test_loss']:.4f} | Test Acc: {test['test_acc']:.2f}%")
 
 

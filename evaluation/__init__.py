@@ -7,6 +7,10 @@ mistakes           which images to show
 attention          what a Vision Transformer looks at
 evaluation_plots   one function a figure: how to draw what metrics and corruptions found
 attention_plots    the same for what attention found
+predictions        predictions.csv: what the model says of each image
+run_record         what the JSON files in a run's folder say
+comparison         several runs: rows over seeds, tables, the test of two runs
+comparison_plots   the curves of several runs
 figures            all figures by name: how to read each, and which can be drawn
 classify           pictures of the user's own
 report             report.html, with the figures inside

@@ -23,12 +23,19 @@ def print_evaluation(evaluation: dict[str, Any]) -> None:
         accuracies = ", ".join(f"{row['accuracy']:.2f}% at {row['strength']:g}" for row in results)
         print(f"Under {name}: {accuracies}")
     if other := evaluation.get("comparison"):
-        low, high = other["difference_interval"]
-        print(
-            f"Second model, {other['checkpoint']} ({other['model_name']}): {other['accuracy']:.2f}%\n"
-            f"First minus second: {other['difference']:+.2f} points (95% interval {low:+.2f} to {high:+.2f}). Only the "
-            f"first gets {other['num_only_this_right']} images right, only the second {other['num_only_other_right']}."
-        )
+        print(f"Second model, {other['checkpoint']} ({other['model_name']}): {other['accuracy']:.2f}%")
+        print_difference(other)
+
+
+def print_difference(comparison: dict[str, Any]) -> None:
+    """Print what metrics.compare found."""
+    low, high = comparison["difference_interval"]
+    only, other_only = comparison["num_only_this_right"], comparison["num_only_other_right"]
+    print(
+        f"First minus second: {comparison['difference']:+.2f} points (95% interval {low:+.2f} to {high:+.2f}).\n"
+        f"Only the first gets {only} images right, only the second {other_only}: p = {comparison['mcnemar_p']:.2g} "
+        "(McNemar's exact test)."
+    )
 
 
 def print_table(evaluation: dict[str, Any]) -> None:

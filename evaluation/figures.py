@@ -69,7 +69,11 @@ def draw_figures(folder: Path, results: Results, skip: tuple[str, ...]) -> dict[
 
 def draw_figure(name: str, path: Path, results: Results) -> str | None:
     """Draw one of the FIGURES, or return the reason why it can't be drawn. Does nothing if its option was not given."""
-    from evaluation import attention_plots, evaluation_plots  # their import takes seconds: after what can fail
+    from evaluation import (  # their import takes seconds: after what can fail
+        attention_plots,
+        comparison_plots,
+        evaluation_plots,
+    )
     from training import plots
 
     evaluation, dataset, subject, other = results.evaluation, results.dataset, results.subject, results.other
@@ -119,7 +123,11 @@ def draw_figure(name: str, path: Path, results: Results) -> str | None:
                 return "both models are from the same run"
             if not subject.records or not other.records:
                 return "one of the runs has no history"
-            plots.plot_comparison({subject.title: subject.records, other.title: other.records}, path)
+            both = [
+                comparison_plots.Curves(one.title, [records], one.saved["data"].get("num_train_images"))
+                for one, records in ((subject, subject.records), (other, other.records))
+            ]
+            comparison_plots.plot_comparison(both, path)
         case "comparison_classes" if other:
             other_per_class = evaluation["comparison"]["per_class"]
             evaluation_plots.plot_class_differences(per_class, other_per_class, (subject.title, other.title), path)

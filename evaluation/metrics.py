@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
+from scipy.stats import binomtest, ttest_rel
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor
 
-Z_95 = 1.959964  # the 97.5 % quantile of the normal distribution
 NUM_BINS = 15  # equal bins of confidence, as in Guo et al., 2017 (https://arxiv.org/abs/1706.04599)
 HISTOGRAM_BINS = 10  # the same for a single class, which has fewer images
 NUM_CONFUSIONS = 20  # pairs of classes that are listed
@@ -77,11 +78,8 @@ def wilson_interval(num_correct: int, num_images: int) -> tuple[float, float]:
 
     It covers the choice of the test images only. Training again with another seed may change the accuracy by more.
     """
-    share, z2 = num_correct / num_images, Z_95**2
-    centre = share + z2 / (2 * num_images)
-    half = Z_95 * ((share * (1 - share) + z2 / (4 * num_images)) / num_images) ** 0.5
-    low, high = ((centre + sign * half) / (1 + z2 / num_images) for sign in (-1, 1))
-    return max(0.0, low), min(1.0, high)  # rounding may lead outside
+    interval = binomtest(num_correct, num_images).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def bin_of(confidence: Tensor, num_bins: int) -> Tensor:
@@ -137,22 +135,26 @@ def most_confused(matrix: np.ndarray, class_names: list[str]) -> list[dict[str, 
     ]
 
 
-def compare(predicted: Tensor, other_predicted: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Compare the predictions (n,) of two models on the same images.
+def compare(right: ArrayLike, other_right: ArrayLike) -> dict[str, Any]:
+    """Compare two models on the same images, given which of them (n,) each model gets right.
 
     Counts the images that both, one or none of the models get right. `difference` is the accuracy of the first minus
-    that of the other, in percentage points; difference_interval is its 95 % interval for paired predictions (Wald's:
-    Agresti, Categorical Data Analysis, "comparing dependent proportions").
+    that of the other, in percentage points; difference_interval is its 95 % interval for paired predictions (Student's
+    t). mcnemar_p is the p-value of McNemar's exact test: of the images that only one model gets right, each model
+    would get half if both were equally good (https://doi.org/10.1007/BF02295996).
     """
-    right, other_right = predicted == labels, other_predicted == labels
+    right, other_right = np.asarray(right, dtype=bool), np.asarray(other_right, dtype=bool)
     both, only, other_only = (
         int(images.sum()) for images in (right & other_right, right & ~other_right, ~right & other_right)
     )
-    n = len(labels)
-    difference = (only - other_only) / n
-    half = Z_95 * max(0.0, (only + other_only) / n - difference**2) ** 0.5 / n**0.5
+    n, discordant = len(right), only + other_only
+    difference = 100 * (only - other_only) / n
+    low = high = difference
+    if discordant > 0 and n not in (only, other_only):  # else the differences have no variance, and scipy warns
+        low, high = ttest_rel(100 * right.astype(float), 100 * other_right.astype(float)).confidence_interval(0.95)
     return {
         "num_both_right": both, "num_only_this_right": only, "num_only_other_right": other_only,
-        "num_both_wrong": n - both - only - other_only, "difference": 100 * difference,
-        "difference_interval": [100 * (difference - half), 100 * (difference + half)],
+        "num_both_wrong": n - both - discordant, "difference": difference,
+        "difference_interval": [float(low), float(high)],
+        "mcnemar_p": float(binomtest(only, discordant).pvalue) if discordant else 1.0,
     }  # fmt: skip

@@ -53,6 +53,17 @@ def test_the_estimate_is_the_time_of_the_images_left(monkeypatch, capsys):
     assert capsys.readouterr().out == "  128 images/s: about 3 min 20 s for the training steps of 2 epochs\n"
 
 
+def test_the_estimate_counts_epochs_of_larger_images_four_times(monkeypatch, capsys):
+    now = 100.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    progress = TrainProgress(num_batches=20, num_images=1280, epochs_left=5, larger_left=2)
+    for batch in range(1, 21):
+        now += 1.0
+        progress.update(batch, 64, loss=2.0, acc=25.0, lr=0.0001)
+    seconds = 20 * (3 + 2 * 4)
+    assert capsys.readouterr().out == f"  64 images/s: about {format_time(seconds)} for the training steps of 5 epochs\n"
+
+
 def test_a_bar_that_begins_amid_an_epoch_begins_there(monkeypatch, capsys):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "120")

@@ -14,9 +14,12 @@ from torch import Tensor, nn
 
 import evaluate_vit
 from evaluate_vit import EvaluateConfig, main
+from evaluation.comparison import compare_predictions, read_run
 from evaluation.corruptions import CORRUPTIONS, corrupt
 from evaluation.figures import FIGURES
+from evaluation.predictions import fingerprint
 from resnet import ResNet18
+from tests.run_folders import write_run
 from training import checkpoint, history
 from training.cli import parse
 from training.data import Dataset, load_dataset
@@ -231,6 +234,38 @@ def test_a_second_model_is_compared_on_the_same_images(cats, pictures, tmp_path,
     assert "ResNet18" in capsys.readouterr().out
     evaluate(cats)
     assert not figures_in(Path("out")) & COMPARISON  # those of an earlier evaluation would mislead
+
+
+def test_the_predictions_of_two_evaluations_give_the_same_comparison_as_one_evaluation_of_both(pictures):
+    folders = [write_run(Path(name), [50.0]) for name in ("one", "two")]
+    paths = []
+    for folder in folders:
+        path = Path(folder) / "best_model.pth"
+        paths.append(write_checkpoint(path, tiny_vit(2), ["cat", "dog"], 8, one_epoch(), dataset="cifar10"))
+        main(EvaluateConfig(folder, device="cpu", skip=tuple(FIGURES)))
+        lines = (Path(folder) / "evaluation" / "predictions.csv").read_text().splitlines()
+        probabilities = logits_of(paths[-1], pictures.test_images).double().softmax(1)
+        assert lines[0] == "label,predicted,confidence"
+        for line, label, row in zip(lines[1:], pictures.test_labels, probabilities, strict=True):
+            *numbers, confidence = line.split(",")
+            assert numbers == [str(int(label)), str(int(row.argmax()))]
+            assert float(confidence) == pytest.approx(float(row.max()), abs=2e-6)
+    expected = evaluate(paths[0], compare=paths[1], skip=tuple(FIGURES))["comparison"]
+    found = compare_predictions(*(read_run(Path(folder)) for folder in folders))
+    assert found == {name: expected[name] for name in found}
+    assert found["num_both_right"] < 40
+
+
+def test_other_pixels_labels_and_orders_have_other_fingerprints(pictures):
+    images, labels = pictures.test_images, pictures.test_labels
+    dark = images.clone()
+    dark[-1, -1, -1, -1] ^= 1
+    others = [
+        replace(pictures, test_images=dark), replace(pictures, test_labels=1 - labels),
+        replace(pictures, test_images=images.flip(0), test_labels=labels.flip(0)),
+    ]  # fmt: skip
+    assert len({fingerprint(dataset) for dataset in (pictures, *others)}) == 4
+    assert fingerprint(pictures) == fingerprint(replace(pictures, train_images=dark, test_images=images.clone()))
 
 
 def test_a_second_model_gets_the_images_in_its_own_size(digits, tmp_path):

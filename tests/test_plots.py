@@ -6,7 +6,8 @@ import torch
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from evaluation import attention_plots, evaluation_plots, metrics
+from evaluation import attention_plots, comparison_plots, evaluation_plots, metrics
+from evaluation.comparison_plots import Curves, plot_comparison
 from training import plots
 from training.history import new_history
 from vit import VisionTransformer
@@ -89,6 +90,48 @@ def test_the_best_epoch_is_marked_by_epoch_and_by_time(tmp_path, monkeypatch):
     assert stars == [[[2, 60.0]], [[4.0, 60.0]]]  # epoch 2, after 4 hours
     assert "hours" in time_axes.get_xlabel()
     assert [line.get_ydata().tolist() for line in lr_axes.lines] == [[1, 2, 3, 4]]
+    plt.close(drawn[0])
+
+
+@pytest.mark.parametrize("count", [1, 5, 20, 40])
+@pytest.mark.parametrize("num_epochs", [1, 30])
+def test_the_curves_of_any_number_of_runs(path, count, num_epochs):
+    records = history_of(num_epochs, "val")
+    curves = [Curves(f"{LONG}{i}", [records] * (1 + i % 3), 500 if i % 2 else None) for i in range(count)]
+    assert plot_comparison(curves, path) == max(0, count - 20)
+
+
+def test_seeds_are_a_mean_and_a_band_by_epoch_images_and_time(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(comparison_plots, "save_figure", lambda figure, path: drawn.append(figure))
+    seeds = [history_of(2, seconds=3600.0 * (1 + i)) | {"test_acc": [10.0 + 4 * i, 50.0 + 2 * i]} for i in range(3)]
+    plot_comparison([Curves("other", [history_of(3)]), Curves("seeds", seeds, 1000)], tmp_path / "x.png")
+    _, acc_axes, images_axes, time_axes = drawn[0].axes
+    expected = {acc_axes: [1, 2], images_axes: [1000, 2000], time_axes: [2, 4]}
+    for axes, x in expected.items():
+        [line] = [line for line in axes.lines if line.get_ydata()[0] == 14]
+        assert line.get_xdata() == pytest.approx(x)
+        assert line.get_ydata() == pytest.approx([14, 52])
+        [band] = axes.collections
+        low, high = band.get_datalim(axes.transData).intervaly
+        assert (low, high) == pytest.approx((14 - 4, 52 + 2))
+    assert len(images_axes.lines) == 1  # the other run does not say how many images it saw
+    labels = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert labels == ["seeds (test, 3 seeds)", "other (test)"]  # the best first
+    plt.close(drawn[0])
+
+
+def test_of_many_runs_the_best_have_colours_that_can_be_told_apart(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(comparison_plots, "save_figure", lambda figure, path: drawn.append(figure))
+    curves = [Curves(f"run {i}", [history_of(2) | {"test_acc": [1.0, float(i)]}]) for i in range(25)]
+    assert plot_comparison(curves, tmp_path / "x.png") == 5
+    lines = drawn[0].axes[1].lines
+    grey = [line.get_ydata()[1] for line in lines if line.get_color() == "0.8"]
+    assert sorted(grey) == [0, 1, 2, 3, 4]
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 20 + 1
+    assert drawn[0].legends[0].get_title().get_text() == "grey: 5 more, with lower accuracies"
+    assert len(drawn[0].axes) == 3  # none of the runs says how many images it saw
     plt.close(drawn[0])
 
 

@@ -14,8 +14,15 @@ import pytest
 import torch
 
 from config_vit_cifar10 import ViTConfig
+from resnet import ResNet18
 from training.errors import UsageError
-from training.provenance import describe_machine, refuse_other_run, resume_command, warn_of_other_machine
+from training.provenance import (
+    count_parameters,
+    describe_machine,
+    refuse_other_run,
+    resume_command,
+    warn_of_other_machine,
+)
 from vit import VisionTransformer
 
 FREE = {  # changes neither the model nor what it learns from
@@ -177,3 +184,9 @@ def test_the_command_that_resumes_neither_starts_anew_nor_extends_again(flag):
 def test_another_arithmetic_is_refused_with_the_flag_that_keeps_it():
     line = refusal(run_of() | {"precision": "bfloat16"}, run_of() | {"precision": "float32"}, False)
     assert line.endswith("precision was bf16 and would be another here: give --precision bf16")
+
+
+@pytest.mark.parametrize("model", [VisionTransformer, ResNet18])
+def test_the_parameters_are_counted_without_allocating_them(model):
+    expected = sum(parameter.numel() for parameter in model(num_classes=10).parameters())
+    assert count_parameters(model, num_classes=10) == expected

@@ -71,6 +71,7 @@ def test_flags_exist(page):
         ("training/cli.py", "settings.md"),
         ("evaluate_vit.py", "evaluation.md"),
         ("export_vit.py", "weights.md"),
+        ("run_experiments.py", "experiments.md"),
         ("benchmarks/throughput.py", "speed.md"),
     ],
 )

@@ -55,11 +55,13 @@ class TrainProgress:
     """The batches of one epoch: a bar with images/s and time left on a terminal, a line every 100 batches elsewhere.
 
     `batches_done` is where a resumed run goes on. With `epochs_left` above 0 (this epoch included) it prints an
-    estimate of the time that they take, once the first batches are timed.
+    estimate of the time that they take, once the first batches are timed; `larger_left` of them have images of twice
+    this epoch's height and width, and are counted four times.
     """
 
-    def __init__(self, num_batches: int, num_images: int, batches_done: int = 0, epochs_left: int = 0):
-        self.num_batches, self.num_images, self.epochs_left = num_batches, num_images, epochs_left
+    def __init__(self, num_batches: int, num_images: int, batches_done: int = 0, epochs_left: int = 0, larger_left: int = 0):
+        self.num_batches, self.num_images = num_batches, num_images
+        self.epochs_left, self.images_left = epochs_left, (epochs_left + 3 * larger_left) * num_images
         self.batches_done, self.images_done = batches_done, num_images * batches_done // num_batches
         self.timed_images, self.started = 0, None
         self.bar = tqdm(
@@ -86,7 +88,7 @@ class TrainProgress:
         self.timed_images += num_images
         if count >= min(TIMED_BATCHES, self.num_batches - self.batches_done):
             rate = self.timed_images / (time.perf_counter() - self.started)
-            left = format_time((self.epochs_left * self.num_images - self.images_done) / rate)
+            left = format_time((self.images_left - self.images_done) / rate)
             epochs = "1 epoch" if self.epochs_left == 1 else f"{self.epochs_left} epochs"
             tqdm.write(f"  {rate:.0f} images/s: about {left} for the training steps of {epochs}", sys.stdout)
             sys.stdout.flush()

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from training.errors import PeerError, UsageError
 
 T = TypeVar("T")
+PARENT = "STOP_WITHOUT_PARENT"  # environment variable: the number of the process without which this one should end
 
 
 def rank() -> int:
@@ -60,9 +61,9 @@ def num_cpus() -> int:
 
 @contextlib.contextmanager
 def peers() -> Iterator[None]:
-    """Inside it, this process is one of torchrun's; PeerError where another one fails."""
-    if under_torchrun():
-        threading.Thread(target=stop_without_torchrun, args=(os.getppid(),), daemon=True).start()
+    """Inside it, this process is one of torchrun's, or of a suite of experiments; PeerError where another one fails."""
+    if parent := os.getppid() if under_torchrun() else int(os.environ.get(PARENT, 0)):
+        threading.Thread(target=stop_without_parent, args=(parent,), daemon=True).start()
     try:
         yield
     except RuntimeError as error:
@@ -74,9 +75,9 @@ def peers() -> Iterator[None]:
             dist.destroy_process_group()
 
 
-def stop_without_torchrun(agent: int) -> None:
-    """Send this process SIGTERM once torchrun's `agent`, its parent, is gone. Killed, it could not do so itself."""
-    while os.getppid() == agent:
+def stop_without_parent(parent: int) -> None:
+    """Send this process SIGTERM once the process that started it is gone. Killed, that one could not do so itself."""
+    while os.getppid() == parent:
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)
 

@@ -91,14 +91,14 @@ def read_sealed(path: Path) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def create_folder(folder: Path) -> None:
-    """Make the folder for files, and see that it can be written to."""
+def create_folder(folder: Path, flag: str = "--output-dir") -> None:
+    """Make the folder for files, and see that it can be written to. DiskError, which advises the flag, where not."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise DiskError(f"can't write to the folder {folder}: {error.strerror}; choose another --output-dir") from None
+        raise DiskError(f"can't write to the folder {folder}: {error.strerror}; choose another {flag}") from None
 
 
 def flush_folder(folder: Path) -> None:

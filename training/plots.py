@@ -103,21 +103,3 @@ def plot_training_curves(history: History, path: Path, title: str) -> None:
     figure.legend(*acc_axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(short(title, 90))
     save_figure(figure, path)
-
-
-def plot_comparison(histories: dict[str, History], path: Path) -> None:
-    """Loss and accuracy of several runs against the epoch, and accuracy against the training time."""
-    times, unit = elapsed(*histories.values())
-    figure, (loss_axes, acc_axes, time_axes) = plt.subplots(1, 3, figsize=(15, 4.4), layout="constrained")
-    for i, ((name, history), time) in enumerate(zip(histories.items(), times, strict=True)):
-        split = monitored_split(history)
-        style = {"marker": marker_for(history["epoch"]), "linestyle": ["-", "--", "-.", ":"][i % 4]}
-        loss_axes.plot(history["epoch"], history[f"{split}_loss"], **style, label=f"{name} ({split})")
-        acc_axes.plot(history["epoch"], history[f"{split}_acc"], **style)
-        time_axes.plot(time, history[f"{split}_acc"], **style)
-    loss_axes.set(title="Loss", xlabel="epoch", ylabel="cross-entropy (nats)")
-    acc_axes.set(title="Accuracy", xlabel="epoch", ylabel="accuracy (%)")
-    time_axes.set(title="Accuracy against time", xlabel=f"{unit} of training", ylabel="accuracy (%)")
-    whole_epochs(loss_axes, acc_axes)
-    figure.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), frameon=False)
-    save_figure(figure, path)

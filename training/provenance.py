@@ -39,6 +39,7 @@ def describe_run(
     return {
         "model_name": create_model.__name__,
         "model_args": model_args,
+        "num_parameters": count_parameters(create_model, **model_args),
         "flops": flops,  # of an image, forward and backward
         "work": flops * len(train_loader.images) * config.num_epochs,
         "config": config.to_dict(),
@@ -51,6 +52,12 @@ def describe_run(
         "split": split,
         "precision": str(dtype).removeprefix("torch."),
     }
+
+
+def count_parameters(create_model: Callable[..., nn.Module], /, **model_args: Any) -> int:
+    """Numbers that training learns, counted without allocating them."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in create_model(**model_args).parameters())
 
 
 def count_flops(

@@ -131,13 +131,14 @@ class Run:
 
     def epochs(self) -> Iterator[int]:
         """The numbers, from 0, of the epochs that are left, with the loader set to the place where each goes on."""
-        loader, first, last = self.loader, self.state.epoch, self.config.num_epochs
+        loader, first, last, small = self.loader, self.state.epoch, self.config.num_epochs, self.config.small_epochs
         for epoch in range(first, last):
             console.print_epoch_header(epoch + 1, last)
             loader.set_epoch(epoch, self.sums.step)
             self.progress = console.TrainProgress(
-                len(loader), len(loader.images), self.sums.step, epochs_left=last - epoch if epoch == first else 0
-            )
+                len(loader), len(loader.images), self.sums.step,
+                epochs_left=last - epoch if epoch == first else 0, larger_left=last - small if epoch < small else 0,
+            )  # fmt: skip
             self.held.callback(self.progress.close)
             self.shown, self.looked_at = self.sums.num_images, time.perf_counter()
             yield epoch

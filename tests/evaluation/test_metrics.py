@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest
 from sklearn import metrics as sklearn_metrics
 from torch import Tensor
 
@@ -51,9 +50,10 @@ def test_the_scores_equal_scikit_learns(seed, num_classes):
     ("num_correct", "num_images"), [(0, 1), (1, 1), (0, 360), (357, 360), (360, 360), (4550, 10_000)]
 )
 def test_the_interval_is_wilsons(num_correct, num_images):
-    expected = binomtest(num_correct, num_images).proportion_ci(0.95, "wilson")
     found = metrics.wilson_interval(num_correct, num_images)
-    assert found == pytest.approx((expected.low, expected.high), abs=1e-7)
+    for bound in found:  # Wilson's bounds are the shares from which the observed one is 1.96 standard errors away
+        distance = (num_correct / num_images - bound) ** 2
+        assert distance == pytest.approx(1.959964**2 * bound * (1 - bound) / num_images, rel=1e-5, abs=1e-9)
     assert 0 <= found[0] <= num_correct / num_images <= found[1] <= 1
 
 
@@ -128,11 +128,27 @@ def test_a_confidence_of_1_gives_strict_json():
 def test_two_models_are_compared_image_by_image(seed):
     generator = torch.Generator().manual_seed(seed)
     one, other, labels = (torch.randint(3, (400,), generator=generator) for _ in range(3))
-    found = metrics.compare(one, other, labels)
+    found = metrics.compare(one == labels, other == labels)
     right = [(int(a == c), int(b == c)) for a, b, c in zip(one, other, labels, strict=True)]
     counts = ("num_both_right", "num_only_this_right", "num_only_other_right", "num_both_wrong")
     assert [found[name] for name in counts] == [right.count(pair) for pair in ((1, 1), (1, 0), (0, 1), (0, 0))]
     gains = np.array([a - b for a, b in right])
     assert found["difference"] == pytest.approx(100 * gains.mean())
-    half = 1.959964 * gains.std() / len(gains) ** 0.5  # the standard error of a mean of paired differences
+    half = 1.965927 * gains.std(ddof=1) / len(gains) ** 0.5  # the 97.5 % quantile of Student's t for 399 degrees
     assert found["difference_interval"] == pytest.approx([100 * (gains.mean() - half), 100 * (gains.mean() + half)])
+    only, n = right.count((1, 0)), right.count((1, 0)) + right.count((0, 1))
+    likely = math.comb(n, only)  # McNemar's exact test: all splits of the n images that are no likelier than this one
+    expected = sum(math.comb(n, k) for k in range(n + 1) if math.comb(n, k) <= likely) / 2**n
+    assert found["mcnemar_p"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("right", "other", "difference", "p"),
+    [([1, 0], [1, 0], 0, 1), ([1, 1], [0, 0], 100, 0.5), ([0], [1], -100, 1), ([1], [1], 0, 1)],
+)
+@pytest.mark.filterwarnings("error")
+def test_models_that_differ_on_all_images_or_on_none_have_an_interval_without_width(right, other, difference, p):
+    found = metrics.compare(right, other)
+    assert (found["difference"], found["difference_interval"]) == (difference, [difference] * 2)
+    assert found["mcnemar_p"] == pytest.approx(p)
+    json.dumps(found, allow_nan=False)

@@ -1,0 +1,249 @@
+"""Several runs side by side: rows of runs that differ only in the seed, tables, and what can't be compared.
+
+records = [read_run(Path(folder)) for folder in folders]
+require_comparable(records)
+rows = group(records)
+print(to_table(rows))
+"""
+
+import csv
+import io
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from evaluation import predictions
+from evaluation.run_record import RunRecord, read_run
+from training.console import format_time
+from training.errors import RunError, UsageError
+
+__all__ = [
+    "Row", "RunRecord", "compare_predictions", "differing_settings", "group", "read_run", "require_comparable",
+    "to_csv", "to_markdown", "to_plain", "to_table",
+]  # fmt: skip
+
+
+COSTS_BEGIN = "images seen"  # the column of a table from which on they say what a run cost
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run, or finished runs that differ only in the seed."""
+
+    name: str
+    runs: list[RunRecord]
+
+    def summary(self, value: Callable[[RunRecord], float | None]) -> tuple[float | None, float | None]:
+        """Mean and sample standard deviation over the runs. The first is None where the value of a run is not known."""
+        values = [number for number in map(value, self.runs) if number is not None]
+        if len(values) < len(self.runs):
+            return None, None
+        return fmean(values), stdev(values) if len(values) > 1 else None
+
+
+def group(records: Sequence[RunRecord]) -> list[Row]:
+    """Put finished runs that differ only in the seed into one row, in the order of the records.
+
+    An unfinished run and a repetition with the same seed get their own rows.
+    """
+    if not records:
+        return []
+    groups: dict[Any, list[RunRecord]] = {}
+    for record in records:
+        key = (record.model_name, *sorted(record.settings.items()), "" if record.finished else record.name)
+        while any(other.seed == record.seed for other in groups.get(key, [])):
+            key = (*key, "again")
+        groups.setdefault(key, []).append(record)
+    paths = [os.path.abspath(record.name) for record in records]
+    root = os.path.commonpath([os.path.dirname(path) for path in paths])
+    names = {record.name: Path(path).relative_to(root).as_posix() for record, path in zip(records, paths, strict=True)}
+    return [Row(name_row([names[run.name] for run in runs], list(names.values())), runs) for runs in groups.values()]
+
+
+def name_row(names: list[str], all_names: list[str]) -> str:
+    """What the names of a row's runs have in common: "patch8" for "patch8/seed-1" and "patch8/seed-2"."""
+    if len(names) == 1:
+        return names[0]
+    stem = os.path.commonprefix(names)  # noqa: RUF071 of letters, not of folders, is meant
+    if any(name[len(stem) :][:1].isdigit() for name in names):  # 1 and 12 have a digit in common
+        stem = stem.rstrip("0123456789")
+    stem = re.sub(r"[/ _.=-]*(seed[/ _.=-]*)?$", "", stem, flags=re.IGNORECASE)
+    taken = any(name == stem or name.startswith(f"{stem}/") for name in all_names if name not in names)
+    return stem if stem and not taken else f"{names[0]} and {len(names) - 1} more"
+
+
+def require_comparable(records: Sequence[RunRecord]) -> None:
+    """UsageError where runs learned from other data, chose their best epoch on another split, or were tested on others.
+
+    What a run does not say is not checked. Pixels are compared only where the images have the same size.
+    """
+    facts: list[tuple[str, Callable[[RunRecord], Any]]] = [
+        ("was trained on {}", lambda run: run.config["dataset"]),
+        ("has the classes {}", lambda run: ", ".join(run.about["data"]["class_names"])),
+        ("chose its best epoch on the {} images", lambda run: run.split),
+        ("was tested on {} images", lambda run: run.own_evaluation.get("num_images")),
+    ]
+    for size in {run.config["img_size"]: None for run in records}:
+        facts += [
+            ("was trained on pictures with the channel means {}", lambda run, size=size: pixel_means(run, size)),
+            (
+                "was tested on images with the SHA-256 {}",
+                lambda run, size=size: run.config["img_size"] == size and run.own_evaluation.get("test_images_sha256"),
+            ),
+        ]
+    for text, fact in facts:
+        known = [(run, value) for run in records if (value := fact(run))]
+        if not known:
+            continue
+        usual = Counter(value for _, value in known).most_common(1)[0][0]
+        like = next(run.name for run, value in known if value == usual)
+        for run, value in known:
+            if value != usual:
+                one, other = (
+                    text.format(f"{found:.80}" if isinstance(found, str) else found) for found in (value, usual)
+                )
+                raise UsageError(f"{run.name} can't be compared with {like}: it {one}, the other {other}; leave it out")
+
+
+def pixel_means(run: RunRecord, size: int) -> str | None:
+    """The channel means of a folder's training images of this size: two folders are told apart by them, not by name."""
+    means = run.about["data"].get("mean")
+    if run.config["dataset"] != "image-folder" or run.config["img_size"] != size or not means:
+        return None
+    return ", ".join(f"{mean:.4f}" for mean in means)
+
+
+def compare_predictions(one: RunRecord, other: RunRecord) -> dict[str, Any]:
+    """Compare two runs on the same test images, as metrics.compare does. RunError with the reason where it can't be."""
+    right = []
+    for run in (one, other):
+        if not run.own_evaluation.get("test_images_sha256"):
+            raise RunError(f"{run.name}: its best epoch is not evaluated: run evaluate_vit.py --checkpoint {run.name}")
+        labels, predicted = predictions.read(run.predictions)
+        right.append(labels == predicted)
+        if 100 * right[-1].sum() / len(labels) != run.own_evaluation["accuracy"]:
+            raise RunError(f"{run.predictions} is of another evaluation: run evaluate_vit.py again")
+    if one.own_evaluation["test_images_sha256"] != other.own_evaluation["test_images_sha256"]:
+        raise RunError("the images have another size: evaluate_vit.py --compare compares the two models")
+    from evaluation import metrics  # its import takes seconds
+
+    return metrics.compare(*right)
+
+
+def differing_settings(rows: Sequence[Row]) -> list[str]:
+    """The settings that are not the same in all rows. One that only some models have is compared among those."""
+    all_settings = [row.runs[0].settings for row in rows]
+    names = dict.fromkeys(name for settings in all_settings for name in settings)
+    values = {name: {settings[name] for settings in all_settings if name in settings} for name in names}
+    return [name for name in names if len(values[name]) > 1 and name != "num_epochs"]
+
+
+def to_plain(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The rows as plain values, for JSON: accuracies in percent, times in seconds, None for what is not known."""
+    different = differing_settings(rows)
+    plain = []
+    for row in rows:
+        run = row.runs[0]
+        content: dict[str, Any] = {"name": row.name, "model_name": run.model_name}
+        content |= {name: run.settings.get(name) for name in different}
+        content |= {"seeds": [one.seed for one in row.runs], "runs": [one.name for one in row.runs]}
+        content |= {"epochs": run.epochs_done, "num_epochs": run.config["num_epochs"], "finished": run.finished}
+        content |= {"chosen_on": run.split}
+        for name, value in (
+            ("best_accuracy", lambda run: max(run.accuracies)),
+            ("last_accuracy", lambda run: run.accuracies[-1]),
+            ("test_accuracy", lambda run: run.test_accuracy),
+        ):
+            content[name], content[f"{name}_std"] = row.summary(value)
+        content |= {"images_seen": run.images_seen, "seconds": row.summary(lambda run: run.seconds)[0]}
+        content["images_per_second"] = row.summary(lambda run: run.images_per_second)[0]
+        plain.append({**content, "num_parameters": run.num_parameters, "flops": run.flops})
+    return plain
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """The rows as CSV, with the names and values of `to_plain`; lists are joined by spaces."""
+    lines = [
+        {name: " ".join(map(str, value)) if isinstance(value, list) else value for name, value in row.items()}
+        for row in to_plain(rows)
+    ]
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def to_cells(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """The text of each row's cells by column: means with standard deviations, rounded; "-" for what is not known."""
+    different, cells = differing_settings(rows), []
+
+    def spread(row: dict[str, Any], name: str) -> str:
+        std = row[f"{name}_std"]
+        return show(row[name], ".2f") + (f" ± {std:.2f}" if std is not None else "")
+
+    for row in to_plain(rows):
+        seeds = ", ".join(map(str, row["seeds"]))
+        done = f"{row['epochs']}" if row["finished"] else f"{row['epochs']} of {row['num_epochs']}, unfinished"
+        cells.append({
+            "run": row["name"], "model": row["model_name"],
+            "seeds": f"{len(row['seeds'])} ({seeds})" if len(row["seeds"]) <= 3 else str(len(row["seeds"])),
+            "epochs": done, "chosen on": row["chosen_on"],
+            "best (%)": spread(row, "best_accuracy"), "last (%)": spread(row, "last_accuracy"),
+            "test (%)": spread(row, "test_accuracy"),
+            **{name: show(row[name]) for name in different},
+            COSTS_BEGIN: show(row["images_seen"], ","), "time": format_time(row["seconds"]),
+            "images/s": show(row["images_per_second"], ".0f"), "parameters": show(row["num_parameters"], ","),
+            "GFLOP/image": show(row["flops"] and row["flops"] / 1e9, ".2f"),
+        })  # fmt: skip
+    return cells
+
+
+def show(value: Any, spec: str = "") -> str:
+    """A value as text: "-" for None and the empty text, yes or no for a truth value."""
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return format(value, spec or ("g" if isinstance(value, float) else ""))
+
+
+def to_markdown(rows: Sequence[Row], columns: Sequence[str] = ()) -> str:
+    """The rows as a Markdown table, with all columns or those. UsageError names a column that is not there.
+
+    It depends on nothing but the JSON files of the runs and the folders' names.
+    """
+    cells = to_cells(rows)
+    columns = columns or list(cells[0])
+    if unknown := [name for name in columns if name not in cells[0]]:
+        raise UsageError(f"the table has no column {unknown[0]!r}: it has {', '.join(cells[0])}")
+    lines = [columns, ["---"] * len(columns), *[[row[name].replace("|", "\\|") for name in columns] for row in cells]]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def to_table(rows: Sequence[Row], width: int = 120) -> str:
+    """The rows as a table for a terminal. Columns that don't fit go into further tables below, beside the names."""
+    cells = to_cells(rows)
+    columns = [[name, *(row[name] for row in cells)] for name in cells[0]]
+    widths = [max(map(len, column)) for column in columns]
+    blocks, used = [[0]], widths[0]
+    for i in range(1, len(columns)):
+        together = widths[i:] if columns[i][0] == COSTS_BEGIN else widths[i : i + 1]  # the costs stay in one table
+        if len(blocks[-1]) > 1 and used + sum(2 + one for one in together) > width:
+            blocks.append([0])
+            used = widths[0]
+        blocks[-1].append(i)
+        used += 2 + widths[i]
+    tables = []
+    for block in blocks:
+        lines = [
+            "  ".join(columns[i][line].rjust(widths[i]) if i else columns[i][line].ljust(widths[i]) for i in block)
+            for line in range(len(cells) + 1)
+        ]
+        tables.append("\n".join([lines[0], "-" * len(lines[0]), *lines[1:]]))
+    return "\n\n".join(tables)

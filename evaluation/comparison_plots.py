@@ -1,0 +1,89 @@
+"""The curves of several runs in one figure. Import it late: matplotlib and seaborn take seconds to import."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter
+
+from training.history import History, monitored_split
+from training.plots import elapsed, marker_for, save_figure, short, whole_epochs
+
+MAX_COLOURED = 20  # curves that can be told apart: ten colours, each with two line styles
+STYLES = ["-", "--", "-.", ":"]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The histories of one run, or of runs with the same number of epochs that become a mean and a band."""
+
+    name: str
+    histories: list[History]
+    num_train_images: int | None = None  # None: not known
+
+    @property
+    def best(self) -> float:
+        """Mean over the runs of the best accuracy."""
+        return float(np.mean([max(history[f"{monitored_split(history)}_acc"]) for history in self.histories]))
+
+
+def plot_comparison(curves: Sequence[Curves], path: Path) -> int:
+    """Draw loss and accuracy against the epoch, and accuracy against the images seen and the training time.
+
+    A band is one standard deviation over the runs on both sides of their mean. The legend begins with the best
+    accuracy. Returns how many curves have no colour: of more than MAX_COLOURED, those with the lowest accuracies.
+    """
+    curves = sorted(curves, key=lambda one: -one.best)
+    num_grey = max(0, len(curves) - MAX_COLOURED)
+    ncols = min(3, math.ceil(len(curves) / 4))
+    height = 8.5 + 0.25 * math.ceil(min(len(curves), MAX_COLOURED) / ncols)
+    figure, ((loss_axes, acc_axes), (images_axes, time_axes)) = plt.subplots(
+        2, 2, figsize=(13, height), layout="constrained"
+    )
+    times, unit = elapsed(*(history for one in curves for history in one.histories))
+    remaining = iter(times)
+    for i, one in enumerate(curves):
+        split, epochs = monitored_split(one.histories[0]), np.array(one.histories[0]["epoch"])
+        loss = np.array([history[f"{split}_loss"] for history in one.histories])
+        accuracy = np.array([history[f"{split}_acc"] for history in one.histories])
+        time = np.mean([next(remaining) for _ in one.histories], axis=0)
+        if i < MAX_COLOURED:
+            seeds = f", {len(one.histories)} seeds" if len(one.histories) > 1 else ""
+            style = {
+                "color": f"C{i % 10}", "linestyle": STYLES[(i + i // 10) % 4], "marker": marker_for(epochs.tolist()),
+                "label": f"{short(one.name, 120 // ncols - 20)} ({split}{seeds})", "zorder": 2,
+            }  # fmt: skip
+        else:
+            style = {"color": "0.8", "linewidth": 0.8, "zorder": 1}
+        draw(loss_axes, epochs, loss, style)
+        draw(acc_axes, epochs, accuracy, style)
+        draw(time_axes, time, accuracy, style)
+        if one.num_train_images:
+            draw(images_axes, epochs * one.num_train_images, accuracy, style)
+    loss_axes.set(title="Loss", xlabel="epoch", ylabel="cross-entropy (nats)")
+    acc_axes.set(title="Accuracy", xlabel="epoch", ylabel="accuracy (%)")
+    images_axes.set(title="Accuracy against images", xlabel="training images seen", ylabel="accuracy (%)")
+    images_axes.xaxis.set_major_formatter(EngFormatter(sep=" "))  # 5 M
+    time_axes.set(title="Accuracy against time", xlabel=f"{unit} of training", ylabel="accuracy (%)")
+    whole_epochs(loss_axes, acc_axes)
+    if not any(one.num_train_images for one in curves):
+        images_axes.remove()
+    title = f"grey: {num_grey} more, with lower accuracies" if num_grey else None
+    handles, labels = acc_axes.get_legend_handles_labels()
+    figure.legend(handles, labels, title=title, loc="outside lower center", ncols=ncols, frameon=False)
+    save_figure(figure, path)
+    return num_grey
+
+
+def draw(axes: Axes, x: np.ndarray, values: np.ndarray, style: dict[str, Any]) -> None:
+    """Draw the mean of values (runs, n) at x (n,), in a band of one standard deviation if there are several runs."""
+    mean = values.mean(axis=0)
+    axes.plot(x, mean, **style)
+    if len(values) > 1:
+        std = values.std(axis=0, ddof=1)
+        axes.fill_between(x, mean - std, mean + std, color=style["color"], alpha=0.2, linewidth=0)

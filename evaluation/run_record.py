@@ -1,0 +1,147 @@
+"""What the JSON files in a run's folder say about the run."""
+
+import json
+import math
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from statistics import harmonic_mean
+from typing import Any
+
+from config_vit_cifar10 import TrainConfig, ViTConfig
+from training import history
+from training.errors import RunError
+from training.provenance import FREE_ON_RESUME
+
+NOT_COMPARED = (*FREE_ON_RESUME, "seed")  # settings that don't put a run into another row
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run with at least one finished epoch: what the JSON files in its folder say. Accuracies are in percent."""
+
+    name: str  # the folder, as it was given
+    about: dict[str, Any]  # config.json
+    history: history.History
+    test_result: dict[str, Any]  # test_result.json; empty without
+    evaluation: dict[str, Any]  # evaluation.json; empty without
+    predictions: Path  # predictions.csv beside evaluation.json; may be missing
+
+    @property
+    def model_name(self) -> str:
+        return self.about["model_name"]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """All settings. One that is younger than the run has its default."""
+        kind = ViTConfig if self.model_name == "VisionTransformer" else TrainConfig
+        defaults = {field.name: field.default for field in fields(kind) if field.default is not MISSING}
+        return {**defaults, **self.about["config"]}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that the result depends on, the seed left out; precision as "auto" was decided."""
+        settings = {name: value for name, value in self.config.items() if name not in NOT_COMPARED}
+        extended = ", ".join(map(str, self.about.get("extended_from", [])))
+        return settings | {"precision": self.about.get("precision"), "extended_from": extended}
+
+    @property
+    def seed(self) -> int:
+        return self.config["seed"]
+
+    @property
+    def num_parameters(self) -> int | None:
+        return self.about.get("num_parameters") or self.evaluation.get("num_parameters")
+
+    @property
+    def flops(self) -> int | None:
+        """Floating-point operations of an image, forward and backward."""
+        return self.about.get("flops")
+
+    @property
+    def epochs_done(self) -> int:
+        return len(self.history["epoch"])
+
+    @property
+    def finished(self) -> bool:
+        return self.epochs_done == self.config["num_epochs"]
+
+    @property
+    def num_train_images(self) -> int | None:
+        return self.about["data"].get("num_train_images")
+
+    @property
+    def images_seen(self) -> int | None:
+        """Training images, each counted once an epoch, of the finished epochs."""
+        return self.num_train_images and self.epochs_done * self.num_train_images
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.history["epoch_time"])
+
+    @property
+    def images_per_second(self) -> float:
+        return harmonic_mean(self.history["images_per_second"])  # each epoch has as many images
+
+    @property
+    def split(self) -> str:
+        """The images that chose the best epoch: "test" or "val"."""
+        return history.monitored_split(self.history)
+
+    @property
+    def accuracies(self) -> list[float]:
+        """On the monitored split, of each epoch."""
+        return self.history[f"{self.split}_acc"]
+
+    @property
+    def own_evaluation(self) -> dict[str, Any]:
+        """evaluation.json, if it is of the best epoch and of the test images of the run's own dataset; else empty."""
+        best_epoch = self.history["epoch"][self.accuracies.index(max(self.accuracies))]
+        expected = {"chosen_on": self.split, "epoch": best_epoch, "dataset": self.config["dataset"], "split": "test"}
+        return self.evaluation if expected.items() <= self.evaluation.items() else {}
+
+    @property
+    def test_accuracy(self) -> float | None:
+        """Of the best epoch, on the test images; None where it is not known."""
+        if self.split == "test":
+            return max(self.accuracies)
+        if self.finished and self.test_result:
+            return self.test_result.get("test_acc")
+        return self.own_evaluation.get("accuracy")
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read a run's folder. RunError where it holds no run with a finished epoch, or a file of it is damaged."""
+    path = folder / "training_history.json"
+    if read_object(path).get("epoch") == []:
+        raise RunError(f"{folder} holds a run without a finished epoch")
+    records = history.read(path)
+    if records is None:
+        raise RunError(f"{folder} holds no run: training_history.json is missing or damaged")
+    if not all(
+        type(value) in (int, float) and 0 <= value < math.inf for values in records.values() for value in values
+    ):
+        raise RunError(f"{path} is damaged: a number is missing, negative or not finite")
+    about = read_object(folder / "config.json")
+    try:
+        settings, class_names = about["config"], about["data"]["class_names"]
+        plain = all(isinstance(value, str | int | float) for value in settings.values())
+        numbers = type(settings["num_epochs"]) is int and type(settings["seed"]) is int
+        texts = [about["model_name"], settings["dataset"], *class_names]
+        whole = plain and numbers and all(isinstance(text, str) for text in texts)
+    except (KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise RunError(f"{folder / 'config.json'} is missing or damaged")
+    place = folder / "evaluation" if (folder / "evaluation" / "evaluation.json").exists() else folder
+    evaluation = read_object(place / "evaluation.json")
+    test_result = read_object(folder / "test_result.json")
+    return RunRecord(folder.as_posix(), about, records, test_result, evaluation, place / "predictions.csv")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where the file is missing or damaged."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

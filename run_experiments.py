@@ -1,0 +1,215 @@
+"""Run a suite of experiments, one training after the other or side by side, and print their table.
+
+    python run_experiments.py recipe --dry-run                              # the plan, and the time that it takes
+    python run_experiments.py recipe --epochs 10 --max-train-images 10000 --seeds 3 --parallel 2
+    python run_experiments.py ladder --dataset image-folder --data-dir DIR  # on other images
+
+config_experiments.py has the suites. Each run is a folder, OUTPUT_DIR/SUITE/NAME/seed-N, made by the ordinary training
+script, with its console beside it in seed-N.log. The same command goes on where an earlier one stopped: finished runs
+are kept, interrupted ones resumed. `--parallel 2` gives each of two runs half of the cores.
+"""
+
+if __name__ == "__main__":  # Ctrl-C while torch is being imported ends the script without a traceback
+    import signal
+
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from tqdm import tqdm
+
+from config_experiments import RESNET, SUITES, Experiment
+from config_vit_cifar10 import DatasetName, TrainConfig, ViTConfig
+from resnet import ResNet18
+from train_resnet_cifar10 import ResNetConfig
+from training.cli import parse, parse_training_command
+from training.console import format_time
+from training.data import load_dataset
+from training.distributed import num_cpus
+from training.errors import RunError, UsageError, exit_codes
+from training.job import LOOK_EVERY, Job
+from training.provenance import count_flops
+from vit import VisionTransformer
+
+BAR = "{percentage:3.0f}% of the suite, {remaining} left | {desc}"
+
+
+@dataclass(frozen=True)
+class SuiteConfig:
+    """Which suite to run, how long, and on which images."""
+
+    suite: tyro.conf.Positional[Literal["recipe", "patch-size", "ladder", "data-efficiency", "presets"]]
+    """the experiments, listed in config_experiments.py"""
+    epochs: int = 0
+    """epochs of an experiment whose multiple is 1; 0: as many as its own settings say"""
+    max_train_images: int = 0
+    """training images of an experiment whose share is 1; 0: all"""
+    seeds: int = 1
+    """run each experiment with the seeds 1, 2, ... up to this one"""
+    parallel: int = 1
+    """runs side by side, each with its share of the cores"""
+    dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
+    """train nothing: measure each experiment's speed for a moment, print the plan and its time"""
+    dataset: DatasetName = "cifar10"
+    """images to learn from"""
+    data_dir: str = "data"
+    """folder that the images are read from, and downloaded to"""
+    val_size: int = 1000
+    """training images held out to choose the best epoch, whose model alone sees the test images; 0: choose on these"""
+    output_dir: str = "checkpoints/experiments"
+    """folder for the folders of the suites"""
+
+    def __post_init__(self):
+        for name, lowest in {"epochs": 0, "max_train_images": 0, "seeds": 1, "parallel": 1, "val_size": 0}.items():
+            if getattr(self, name) < lowest:
+                raise ValueError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output_dir) / self.suite
+
+    @property
+    def threads(self) -> int:
+        """Threads of each run."""
+        return max(1, num_cpus() // self.parallel)
+
+
+def main(config: SuiteConfig) -> None:
+    """Plan the suite, run what is not finished, print the table."""
+    dataset = load_dataset(config.dataset, config.data_dir, 32)  # downloaded now, before several runs want it
+    num_images = len(dataset.train_images) - config.val_size
+    jobs = plan(config, min(num_images, config.max_train_images or num_images))
+    todo = [job for job in jobs if not job.finished]
+    print(f"{config.suite}: {len(jobs)} runs in {config.folder}, {len(jobs) - len(todo)} of them finished")
+    if config.dry_run:
+        print_plan(config, jobs, todo, num_images, len(dataset.test_images))
+        return
+    run(config, todo, num_images)
+    failed = [job for job in jobs if not job.finished]
+    if folders := [job.folder for job in jobs if job not in failed]:
+        files = ["--markdown", config.folder / "table.md", "--output", config.folder / "curves.png"]
+        subprocess.run([sys.executable, Path(__file__).with_name("compare_runs.py"), *folders, *files], check=False)
+    if failed:
+        raise RunError(f"{len(failed)} of {len(jobs)} runs failed: {', '.join(str(job.folder) for job in failed)}")
+
+
+def plan(config: SuiteConfig, num_images: int) -> list[Job]:
+    """All runs of the suite, the seeds of an experiment one after the other. UsageError names what can't work."""
+    return [
+        create_job(config, name, experiment, seed, num_images)
+        for name, experiment in SUITES[config.suite].items()
+        for seed in range(1, config.seeds + 1)
+    ]
+
+
+def create_job(config: SuiteConfig, name: str, experiment: Experiment, seed: int, num_images: int) -> Job:
+    """The run of an experiment; an experiment with all images has `num_images`."""
+    script, *flags = shlex.split(experiment.command)
+    config_class = ResNetConfig if script == RESNET else ViTConfig
+    flags += ["--dataset", config.dataset, "--data-dir", config.data_dir, "--val-size", str(config.val_size)]
+    flags += ["--seed", str(seed)]
+    if experiment.images != 1 or config.max_train_images:
+        flags += ["--max-train-images", str(round(experiment.images * num_images))]
+    try:
+        if experiment.epochs != 1 or config.epochs:
+            epochs = config.epochs or config_class.from_preset(preset_of(flags)).num_epochs
+            flags += ["--num-epochs", str(max(1, round(experiment.epochs * epochs)))]
+        settings = parse_training_command(config_class, "", flags).config
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from None
+    return Job(name, script, flags, settings, config.folder / name / f"seed-{seed}")
+
+
+def preset_of(flags: list[str]) -> str:
+    return flags[flags.index("--preset") + 1] if "--preset" in flags else "baseline"
+
+
+def run(config: SuiteConfig, todo: list[Job], num_images: int) -> None:
+    """Run the jobs, so many side by side as `parallel` says, and show how far they are."""
+    waiting, running, work = list(todo), [], {job.name: work_of(job, num_images) for job in todo}
+    with stopping(running), tqdm(total=sum(work[job.name] for job in todo), bar_format=BAR, disable=None) as bar:
+        while waiting or running:
+            while waiting and len(running) < config.parallel:
+                waiting[0].start(config.threads)
+                running.append(waiting.pop(0))
+            time.sleep(LOOK_EVERY)
+            for job in [job for job in running if job.ended()]:
+                running.remove(job)
+                tqdm.write(job.outcome(), sys.stdout)
+                sys.stdout.flush()
+            bar.n = sum(work[job.name] * job.epochs_done / job.config.num_epochs for job in todo if job not in waiting)
+            bar.set_description_str(
+                ", ".join(f"{job.name} {job.folder.name} {job.epochs_done}/{job.config.num_epochs}" for job in running)
+            )
+
+
+@contextmanager
+def stopping(running: list[Job], number: signal.Signals = signal.SIGTERM) -> Iterator[None]:
+    """At its end, by Ctrl-C or another error too, signal the jobs that still run and wait until they have ended."""
+    try:
+        yield
+    finally:
+        for job in running:
+            job.stop(number)
+        for job in running:
+            job.wait()
+
+
+def passes(config: TrainConfig, num_images: int) -> float:
+    """Images of full size that cost as much as the training: one of half the height and width counts a quarter."""
+    return (config.max_train_images or num_images) * (config.num_epochs - 0.75 * config.small_epochs)
+
+
+def work_of(job: Job, num_images: int) -> float:
+    """Floating-point operations of the job's training steps."""
+    create_model = ResNet18 if job.script == RESNET else VisionTransformer
+    return passes(job.config, num_images) * count_flops(create_model, job.config.img_size, **job.config.model_args)
+
+
+def print_plan(config: SuiteConfig, jobs: list[Job], todo: list[Job], num_images: int, num_test_images: int) -> None:
+    """Each experiment with its command and time, and the time of all that is left to do."""
+    seconds: dict[str, float] = {}
+    for job in jobs:
+        if job.name in seconds:
+            continue
+        left = [other.name for other in todo].count(job.name)
+        seconds[job.name] = measure(config, job, num_images, num_test_images) if left else 0.0
+        cost = f"{left} x {format_time(seconds[job.name])}" if left else "finished"
+        print(f"{job.name:<24} {cost:<18} {shlex.join([job.script, *job.flags])}", flush=True)
+    ends = [0.0] * config.parallel
+    for job in todo:  # each begins where a place is free first
+        ends[ends.index(min(ends))] += seconds[job.name]
+    print(f"All that is left: {format_time(max(ends))}, {config.parallel} at a time with {config.threads} threads each")
+
+
+def measure(config: SuiteConfig, job: Job, num_images: int, num_test_images: int) -> float:
+    """The seconds that a run will take, from its first steps beside as many of its like as there will be."""
+    with tempfile.TemporaryDirectory() as temporary:
+        copies = [replace(job, folder=Path(temporary, str(i))) for i in range(config.parallel)]
+        with stopping(copies, signal.SIGKILL):
+            started = time.perf_counter()
+            for copy in copies:
+                copy.start(config.threads)
+            speed = sum(copy.first_speed() for copy in copies) / len(copies)
+            begun = time.perf_counter() - started
+    if job.config.small_epochs:
+        speed /= 4  # as images of full size
+    evaluated = job.config.num_epochs * (config.val_size or num_test_images) + (config.val_size and num_test_images)
+    return begun + (passes(job.config, num_images) + evaluated / 3) / speed  # the forward pass is a third of a step
+
+
+if __name__ == "__main__":
+    with exit_codes(f"What was saved before stays. The same command goes on: {shlex.join(['python', *sys.argv])}"):
+        main(parse(SuiteConfig, __doc__ or ""))

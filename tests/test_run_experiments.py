@@ -1,0 +1,182 @@
+"""Suites of experiments: what is planned, and that a suite skips, resumes, reports failures and survives a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from config_experiments import SUITES, Experiment
+from run_experiments import SuiteConfig, main, passes, plan, work_of
+from training.errors import RunError, UsageError
+
+ROOT = Path(__file__).parents[1]
+TINY = "train_vit_cifar10.py --preset demo --depth 1 --embed-dim 24 --batch-size 16 --warmup-epochs 0"
+TWO = {"plain": Experiment(TINY), "longer": Experiment(f"{TINY} --patch-size 8", images=0.5, epochs=2)}
+
+
+@pytest.fixture
+def suite(monkeypatch, tmp_path) -> SuiteConfig:
+    """A suite of two tiny experiments on digits: 2 and 4 epochs, 128 and 64 images."""
+    monkeypatch.setitem(SUITES, "recipe", TWO)
+    folder = str(tmp_path / "experiments")
+    return SuiteConfig("recipe", 2, 128, dataset="digits", val_size=20, output_dir=folder)
+
+
+def history_of(folder: Path) -> dict[str, list[float]]:
+    """A run's history, without the times."""
+    history = json.loads((folder / "training_history.json").read_text())
+    return {name: values for name, values in history.items() if name not in ("epoch_time", "images_per_second")}
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_every_suite_can_be_planned(name):
+    jobs = plan(SuiteConfig(name, seeds=3), 49_000)
+    assert len(jobs) == 3 * len(SUITES[name])
+    assert len({job.folder for job in jobs}) == len(jobs)
+    assert {job.config.seed for job in jobs} == {1, 2, 3}
+    for job in jobs:
+        assert (job.config.dataset, job.config.val_size) == ("cifar10", 1000)
+
+
+def test_the_suites_flag_names_every_suite():
+    names = SuiteConfig.__annotations__["suite"].__args__[0].__args__
+    assert set(names) == set(SUITES)
+
+
+def test_shares_of_the_images_and_multiples_of_the_epochs():
+    jobs = {job.name: job.config for job in plan(SuiteConfig("data-efficiency", epochs=10), 40_000)}
+    equal_steps, equal_epochs = jobs["vit-5%-equal-steps"], jobs["vit-5%-equal-epochs"]
+    assert (equal_steps.max_train_images, equal_steps.num_epochs) == (2000, 200)
+    assert (equal_epochs.max_train_images, equal_epochs.num_epochs) == (2000, 10)
+    assert (jobs["vit-100%-equal-epochs"].max_train_images, jobs["vit-100%-equal-epochs"].num_epochs) == (0, 10)
+    own = {job.name: job.config.num_epochs for job in plan(SuiteConfig("recipe"), 49_000)}
+    assert (own["baseline"], own["half-the-epochs"]) == (100, 50)
+
+
+def test_the_rungs_of_the_ladder_have_the_same_arithmetic_and_differ_by_one_change():
+    jobs = plan(SuiteConfig("ladder", epochs=10), 49_000)
+    first = work_of(jobs[0], 49_000)
+    for job in jobs:
+        assert work_of(job, 49_000) == pytest.approx(first, rel=0.07), job.name
+    for job in jobs:
+        assert job.config.num_epochs in (10, 20, 40)
+
+
+def test_an_image_of_half_the_size_counts_a_quarter():
+    [job, *_] = plan(SuiteConfig("presets"), 49_000)
+    config = replace(job.config, num_epochs=10, small_images_share=0.8)
+    assert passes(config, 1000) == 2 * 1000 + 8 * 250
+    assert passes(replace(config, max_train_images=100), 1000) == 400
+
+
+def test_a_suite_runs_skips_what_is_finished_and_goes_on_with_the_rest(suite, capsys):
+    main(replace(suite, parallel=2))
+    out = capsys.readouterr().out
+    folders = [suite.folder / name / "seed-1" for name in TWO]
+    assert "2 runs" in out
+    assert all(f"done {folder}: best val accuracy" in out for folder in folders)
+    assert [len(history_of(folder)["epoch"]) for folder in folders] == [2, 4]
+    assert all((folder / "test_result.json").exists() for folder in folders)
+    logs = [folder.with_name("seed-1.log").read_text() for folder in folders]
+
+    for name in ("training_history.json", "test_result.json"):  # as if the second had been stopped
+        (folders[1] / name).unlink()
+    main(suite)
+    out = capsys.readouterr().out
+    assert "1 of them finished" in out
+    assert folders[0].with_name("seed-1.log").read_text() == logs[0]
+    assert (folders[1] / "test_result.json").exists()
+
+    with pytest.raises(UsageError, match=r"plain.seed-1 holds another run \(num_epochs is 2 there and 3 here\)"):
+        main(replace(suite, epochs=3))
+
+
+def test_a_failed_run_is_reported_and_the_others_go_on(suite, capsys):
+    suite.folder.mkdir(parents=True)
+    (suite.folder / "plain").mkdir()
+    (suite.folder / "plain" / "seed-1").write_text("in the way")
+    with pytest.raises(RunError, match=r"1 of 2 runs failed: .*seed-1$"):
+        main(suite)
+    out = capsys.readouterr().out
+    [failure] = [line for line in out.splitlines() if line.startswith("FAILED")]
+    assert "plain, exit code 1: " in failure
+    assert "seed-1.log" in failure
+    assert f"done {suite.folder / 'longer' / 'seed-1'}" in out
+
+
+def test_a_flag_that_cannot_work_is_named_before_anything_runs(suite, monkeypatch):
+    monkeypatch.setitem(SUITES, "recipe", TWO | {"broken": Experiment(f"{TINY} --num-heads 5")})
+    with pytest.raises(UsageError, match=r"^broken: num_heads 5 does not divide embed_dim 24"):
+        main(suite)
+    assert not suite.folder.exists()
+
+
+@pytest.mark.parametrize("flags", [{"seeds": 0}, {"parallel": 0}, {"epochs": -1}, {"val_size": -1}])
+def test_settings_of_a_suite_have_limits(flags):
+    with pytest.raises(ValueError, match=next(iter(flags))):
+        SuiteConfig("recipe", **flags)
+
+
+def test_a_dry_run_prints_each_command_with_its_time_and_leaves_nothing(suite, capsys):
+    main(replace(suite, dry_run=True, seeds=2))
+    title, plain, longer, total = capsys.readouterr().out.splitlines()
+    assert "4 runs" in title
+    assert plain.startswith("plain ")
+    assert " 2 x " in plain
+    assert "--num-epochs 2" in plain
+    assert longer.endswith("--num-epochs 4")
+    assert total.startswith("All that is left: ")
+    assert not suite.folder.exists()
+
+
+DRIVER = """
+import sys
+sys.path.insert(0, {root!r})
+from config_experiments import SUITES, Experiment
+SUITES["recipe"] = {{"plain": Experiment({tiny!r} + " --dropout 0.1")}}
+from training.errors import exit_codes
+from run_experiments import SuiteConfig, main
+with exit_codes("The same command goes on"):
+    main(SuiteConfig("recipe", 12, 256, dataset="digits", val_size=20, output_dir=sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_a_stopped_suite_leaves_a_saved_run_behind_and_the_same_command_ends_as_if_it_had_not_been(
+    tmp_path, number, code
+):
+    driver = tmp_path / "driver.py"
+    driver.write_text(DRIVER.format(root=str(ROOT), tiny=TINY))
+    command = [sys.executable, str(driver), str(tmp_path / "out")]
+    folder = tmp_path / "out" / "recipe" / "plain" / "seed-1"
+    log, owner = folder.with_name("seed-1.log"), folder / ".lock-owner"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not (folder / "training_history.json").exists() or not epochs(folder):
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            time.sleep(0.01)
+        holder = int(owner.read_text().split()[1])
+        process.send_signal(number)
+        process.communicate()
+    assert process.returncode == code
+    while os.path.exists(f"/proc/{holder}"):  # the killed suite's run ends by itself
+        time.sleep(0.05)
+    assert 1 <= len(epochs(folder)) < 12
+    assert f"stopped. saved in {folder}" in log.read_text()
+    if number == signal.SIGINT:
+        return  # the rest would be the same
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"done {folder}" in done.stdout
+    assert "Resumed" in log.read_text()
+    command[-1] = str(tmp_path / "whole")
+    subprocess.run(command, capture_output=True, check=True)
+    assert history_of(folder) == history_of(tmp_path / "whole" / "recipe" / "plain" / "seed-1")
+
+
+def epochs(folder: Path) -> list[float]:
+    return history_of(folder)["epoch"]
