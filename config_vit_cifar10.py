@@ -195,12 +195,18 @@ class ViTConfig(TrainConfig):
     """learned positions, or rotary ones in two dimensions beside them (arXiv 2403.13298)"""
     zero_init: bool = False
     """residual branches and logits begin at zero (arXiv 1901.09321), and the other matrices larger; made for muon"""
+    init_from: str = ""
+    """weights to begin with: a .safetensors or .pth file, or a folder that holds one (docs/weights.md)"""
+    freeze_backbone: bool = False
+    """train only the head"""
+    layer_decay: float = 1.0
+    """factor on the learning rate from each layer to the one below (arXiv 2106.08254); 1: off (BEiT: 0.65 to 0.85)"""
     output_dir: str = "checkpoints/vit_tiny_cifar10"
     """folder for the files of the run"""
 
     ranges: ClassVar[dict[str, tuple[float, float]]] = TrainConfig.ranges | {
         "patch_size": (1, 1024), "embed_dim": (1, 65536), "depth": (1, 1000), "num_heads": (1, 65536),
-        "mlp_ratio": (0.01, 100), "dropout": (0, 0.99),
+        "mlp_ratio": (0.01, 100), "dropout": (0, 0.99), "layer_decay": (0.01, 1),
     }  # fmt: skip
     presets: ClassVar[dict[str, dict[str, Any]]] = TrainConfig.presets | {
         "small": {"embed_dim": 96, "depth": 6},

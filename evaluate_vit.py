@@ -48,7 +48,7 @@ class EvaluateConfig:
     """What to evaluate, on what, and where to write the results."""
 
     checkpoint: str = "checkpoints/vit_tiny_cifar10/best_model.pth"
-    """file that train_vit_cifar10.py or train_resnet_cifar10.py wrote, or the folder of a run for its best model"""
+    """file of a run, the folder of a run for its best model, or a folder that export_vit.py wrote"""
     output_dir: str = ""
     """folder for the results; by default `evaluation` beside the checkpoint"""
     dataset: DatasetName | Literal[""] = ""

@@ -39,6 +39,7 @@ from training.device import (
 from training.engine import evaluate, train_one_epoch
 from training.errors import exit_codes
 from training.optim import create_optimizer, create_scheduler
+from training.pretrained import begin_fine_tuning, decay_by_layer
 from training.provenance import cpu_name, describe_machine, describe_run, resume_command
 from training.run import Run
 from vit import VisionTransformer
@@ -69,6 +70,8 @@ def train(
 
     torch.manual_seed(config.seed)
     model = create_model(**metadata["model_args"]).to(device)
+    if isinstance(config, ViTConfig):
+        begin_fine_tuning(model, config, dataset.class_names, new=not run.saved)
     distributed.seed_dropout(config.seed)
     batch_size = len(range(distributed.rank(), config.batch_size, distributed.world_size()))  # this rank's share
     step_model = distributed.data_parallel(Compiled(model, batch_size, device) if compiled else model, device)
@@ -76,6 +79,8 @@ def train(
     optimizer = create_optimizer(
         model, config.optimizer, config.learning_rate, config.weight_decay, config.muon_learning_rate
     )
+    if isinstance(config, ViTConfig) and config.layer_decay < 1:
+        decay_by_layer(optimizer, model, config.layer_decay)
     run.begin(model, optimizer, train_loader, create_model, metadata, describe_machine(device, compiled))
     warmup_steps, total_steps = round(config.warmup * len(train_loader)), config.num_epochs * len(train_loader)
     scheduler = create_scheduler(optimizer, warmup_steps, total_steps, run.steps_done, config.schedule)

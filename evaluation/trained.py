@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +16,23 @@ from training.data.loader import normalize
 from training.device import autocast
 from training.engine import predict
 from training.errors import RunError, first_line
+
+
+def read_exported(path: Path) -> dict[str, Any]:
+    """A checkpoint's content, from model.safetensors and the config.json beside it. RunError if they can't be read."""
+    try:
+        content = json.loads(path.with_name("config.json").read_text())["checkpoint"]
+        return {**content, "model": safetensors.torch.load_file(path)}
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError):
+        raise RunError(
+            f"{path.parent} is damaged, or was not written by export_vit.py (other weights: train with --init-from)"
+        ) from None
+
+
+EXPORTED = "model.safetensors"  # in a folder that export_vit.py wrote
+SAVED_WITH_WEIGHTS = (  # what such a folder keeps of the checkpoint
+    *("model_name", "model_args", "config", "data", "flops", "split", "precision", "epoch", "history", "chosen_on"),
+)
 
 
 @dataclass(frozen=True)
@@ -28,14 +46,14 @@ class TrainedModel:
 
     @classmethod
     def load(cls, name: str, models: Mapping[str, Callable[..., nn.Module]], device: torch.device) -> Self:
-        """Rebuild the model of a checkpoint file, or of `best_model.pth` where `name` is the folder of a run.
+        """Rebuild the model of a checkpoint file, of a run's folder (its best model) or of an exported folder.
 
         `models` holds the model classes by name. RunError for a file that can't be read or a model that can't be built.
         """
         path = Path(name)
         if path.is_dir():
-            path = path / "best_model.pth"
-        saved = checkpoint.load(path)
+            path = path / ("best_model.pth" if not (path / EXPORTED).exists() else EXPORTED)
+        saved = read_exported(path) if path.name == EXPORTED else checkpoint.load(path)
         try:
             model = models[saved["model_name"]](**saved["model_args"])
             model.load_state_dict(saved["model"])
@@ -74,6 +92,8 @@ class TrainedModel:
     @property
     def run(self) -> dict[str, Any]:
         """The content of the run's config.json: settings, machine, versions, command. Empty if it can't be read."""
+        if "machine" in self.saved:
+            return self.saved["machine"]
         try:
             content = json.loads((self.path.parent / "config.json").read_text())
         except (OSError, ValueError):

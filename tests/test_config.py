@@ -19,7 +19,7 @@ FIELDS: dict[str, Any] = {field.name: field.type for field in dataclasses.fields
 NUMBERS = {name for name, kind in FIELDS.items() if {int, float} & {kind, *get_args(kind)}}
 POSITIVE = {  # 0 makes no sense here; for the other numbers it means "off", "all" or "none"
     "img_size", "num_epochs", "batch_size", "learning_rate", "save_every", "patch_size", "embed_dim", "depth",
-    "num_heads", "mlp_ratio", "muon_learning_rate",
+    "num_heads", "mlp_ratio", "muon_learning_rate", "layer_decay",
 }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from training.data import Dataset
 from training.device import select_device, select_precision
 from training.engine import train_one_epoch
 from training.optim import create_optimizer, create_scheduler
+from training.pretrained import begin_fine_tuning, decay_by_layer
 from vit import VisionTransformer
 
 NUM_IMAGES, NUM_CLASSES = 20, 3
@@ -68,6 +69,8 @@ VALUES: dict[str, SearchStrategy[Any]] = {
     "dropout": st.floats(0, 0.99),
     "global_pool": st.sampled_from(["token", "avg"]),
     "pos_embed": st.sampled_from(["learn", "rope"]),
+    "init_from": st.text(),
+    "layer_decay": st.floats(0.01, 1) | st.just(1),
 }
 
 
@@ -129,9 +132,13 @@ def first_loss(config: TrainConfig) -> float:
     loader, _ = create_loaders(config, dataset, device)
     torch.manual_seed(config.seed)
     model = MODELS[type(config)](**config.model_args, num_classes=NUM_CLASSES)
+    if isinstance(config, ViTConfig):
+        begin_fine_tuning(model, config, dataset.class_names, new=False)
     optimizer = create_optimizer(
         model, config.optimizer, config.learning_rate, config.weight_decay, config.muon_learning_rate
     )
+    if isinstance(config, ViTConfig):
+        decay_by_layer(optimizer, model, config.layer_decay)
     warmup_steps, total_steps = round(config.warmup * len(loader)), config.num_epochs * len(loader)
     scheduler = create_scheduler(optimizer, warmup_steps, total_steps, schedule=config.schedule)
     steps = Steps()

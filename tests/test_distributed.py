@@ -389,6 +389,19 @@ def test_a_mistake_that_all_processes_find_is_said_once(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_rank_0_reads_the_weights_to_begin_with_and_gives_them_to_all(tmp_path):
+    torch.manual_seed(0)
+    begun = VisionTransformer(img_size=16, patch_size=4, embed_dim=24, depth=1, num_heads=3).state_dict()
+    torch.save(begun, tmp_path / "weights.pth")
+    result = train(tmp_path, 2, *UNEVEN, "--init-from=weights.pth", "--freeze-backbone")
+    assert result.code == 0
+    trained = checkpoint.load(tmp_path / "run" / "last.pth")["model"]
+    assert {name for name in begun if not torch.equal(trained[name], begun[name])} == {"head.weight", "head.bias"}
+    result = train(tmp_path, 2, *UNEVEN, "--init-from=weights.pth", "--depth=2", "--overwrite")
+    assert result.code == 1  # torchrun's own exit code
+    assert [line.split(" does not fit")[0] for line in own_lines(result.err)] == ["error: --init-from: weights.pth"]
+
+
 def test_a_rank_does_not_wait_for_one_that_has_failed(monkeypatch):
     store = HashStore()
     monkeypatch.setenv("RANK", "1")

@@ -70,6 +70,7 @@ def test_flags_exist(page):
         ("config_vit_cifar10.py", "settings.md"),
         ("training/cli.py", "settings.md"),
         ("evaluate_vit.py", "evaluation.md"),
+        ("export_vit.py", "weights.md"),
         ("run_experiments.py", "experiments.md"),
         ("benchmarks/throughput.py", "speed.md"),
     ],

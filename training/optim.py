@@ -19,6 +19,8 @@ def create_optimizer(
     """
     decayed, rest = {}, []
     for parameter_name, parameter in model.named_parameters():
+        if not parameter.requires_grad:  # a frozen backbone
+            continue
         if parameter.ndim <= 1 or parameter_name.split(".")[-1] in ("cls_token", "pos_embed"):
             rest.append(parameter)
         else:

@@ -20,6 +20,7 @@ from training import console, distributed
 from training.data import Dataset
 from training.data.loader import ImageLoader
 from training.errors import UsageError
+from training.pretrained import freeze_backbone
 
 # Settings that a resumed run may change: none of them changes what the model is or learns from.
 FREE_ON_RESUME = (
@@ -34,7 +35,7 @@ def describe_run(
 ) -> dict[str, Any]:  # fmt: skip
     """What a checkpoint holds beside the weights to rebuild and evaluate the model, in plain values."""
     model_args = {**config.model_args, "num_classes": len(dataset.class_names)}
-    flops = count_flops(create_model, config.img_size, **model_args)
+    flops = count_flops(create_model, config.img_size, getattr(config, "freeze_backbone", False), **model_args)
     return {
         "model_name": create_model.__name__,
         "model_args": model_args,
@@ -59,10 +60,18 @@ def count_parameters(create_model: Callable[..., nn.Module], /, **model_args: An
         return sum(parameter.numel() for parameter in create_model(**model_args).parameters())
 
 
-def count_flops(create_model: Callable[..., nn.Module], img_size: int, /, **model_args: Any) -> int:
-    """Floating-point operations of one image's forward and backward pass, counted by torch without computing them."""
+def count_flops(
+    create_model: Callable[..., nn.Module], img_size: int, frozen: bool = False, /, **model_args: Any
+) -> int:
+    """Floating-point operations of one image's forward and backward pass, counted by torch without computing them.
+
+    With `frozen`, the backward pass is that of the head alone.
+    """
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        create_model(**model_args).eval()(torch.empty(1, 3, img_size, img_size)).sum().backward()
+        model = create_model(**model_args).eval()
+        if frozen:
+            freeze_backbone(model)
+        model(torch.empty(1, 3, img_size, img_size)).sum().backward()
     return counter.get_total_flops()
 
 

@@ -1,0 +1,180 @@
+"""The forms in which a trained ViT leaves: safetensors with timm's config.json, ONNX, torch.export.
+
+Each form is a function in FORMATS. It writes a TrainedModel to a path, reads it back with the library that it is for,
+raises RunError where the logits differ, and returns a line that says what was checked.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from evaluation.model_card import model_card
+from evaluation.trained import EXPORTED, SAVED_WITH_WEIGHTS, TrainedModel
+from training.errors import RunError, UsageError, first_line
+from training.history import write_json
+
+NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime")}  # packages beside requirements.txt
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+MACHINE = ("cpu", "device", "threads", "versions", "git_revision")  # what config.json keeps of the run's own
+BATCHES = (1, 7)  # sizes that an export is tried with; 2, which it is made with, is left out
+TOLERANCE = 1e-4  # of a logit, or of the largest logit where that is above 1
+
+
+class WithNormalization(nn.Module):
+    """A model that takes images as floats in 0..1, (batch, 3, height, width), and normalizes them itself."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, mean: list[float], std: list[float]):
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model((images - self.mean) / self.std)
+
+
+def require(format: str) -> None:
+    """RunError if a package is not installed that the format needs."""
+    missing = [name for name in NEEDED.get(format, ()) if find_spec(name) is None]
+    if missing:
+        raise RunError(f"--format {format} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+
+
+@contextlib.contextmanager
+def new_path(path: Path) -> Iterator[Path]:
+    """A path to write to, of the same name in a temporary folder beside `path`, to which it moves at the end.
+
+    An error leaves nothing behind. UsageError where `path` exists, RunError where nothing can be written there.
+    """
+    if path.exists():
+        raise UsageError(f"{path} exists: remove it, or choose another --output")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
+            yield Path(folder) / path.name
+            os.rename(Path(folder) / path.name, path)
+    except OSError as error:
+        raise RunError(f"can't write {path}: {first_line(error)}") from None
+
+
+def compare(trained: TrainedModel, logits_of: Callable[[Tensor], Tensor], reader: str) -> str:
+    """Compare logits for random images with the model's. Returns what was compared; RunError where they differ."""
+    model, largest, num_images = WithNormalization(trained.model, **trained.stats), 0.0, 0
+    random = torch.Generator().manual_seed(0)
+    with torch.inference_mode():
+        for batch_size in BATCHES:
+            images = torch.rand(batch_size, 3, trained.img_size, trained.img_size, generator=random)
+            expected, found = model(images), logits_of(images)
+            difference = (found - expected).abs().max().item() if found.shape == expected.shape else float("nan")
+            if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
+                raise RunError(f"{reader} reads other logits from the export, by {difference:.1e}: nothing was written")
+            largest, num_images = max(largest, difference), num_images + batch_size
+    return f"{reader} has the same logits for {num_images} images (largest difference {largest:.1e})"
+
+
+def export_safetensors(trained: TrainedModel, folder: Path, dtype: str) -> str:
+    """A folder with model.safetensors, config.json and README.md, for timm where its ViT has the model's options."""
+    weights = {name: tensor.to(DTYPES[dtype]).contiguous() for name, tensor in trained.model.state_dict().items()}
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise RunError(f"{name} has numbers too large for {dtype}: choose --dtype bf16 or fp32")
+    trained.model.load_state_dict(weights)  # rounded: what comes back is compared with the model of these weights
+    reason = why_not_timm(trained)
+    folder.mkdir()
+    content = safetensors.torch.save(weights, {"format": "pt"})
+    (folder / EXPORTED).write_bytes(content)  # safetensors' own save_file lets nobody else read the file
+    own = {name: trained.saved[name] for name in SAVED_WITH_WEIGHTS if name in trained.saved}
+    own["machine"] = {name: value for name, value in trained.run.items() if name in MACHINE}
+    write_json(folder / "config.json", ({} if reason else timm_config(trained)) | {"checkpoint": own})
+    (folder / "README.md").write_text(model_card(trained, reason), encoding="utf-8")
+
+    again = TrainedModel.load(str(folder), {trained.saved["model_name"]: type(trained.model)}, trained.device)
+    checked = compare(trained, WithNormalization(again.model, **again.stats), "evaluate_vit.py")
+    if reason:
+        return f"{checked}; timm can't load it, {reason}"
+    if find_spec("timm") is None:
+        return f"{checked}; timm is not installed and was not asked (pip install timm)"
+    import timm  # seconds, and not among the requirements
+
+    theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    return compare(trained, WithNormalization(theirs, **trained.stats), f"timm {timm.__version__}")
+
+
+def why_not_timm(trained: TrainedModel) -> str:
+    """Why timm's VisionTransformer can't be this model; empty where it can."""
+    if trained.saved["model_args"].get("pos_embed", "learn") != "learn":
+        return "whose VisionTransformer has no rotary positions"
+    return ""
+
+
+def timm_config(trained: TrainedModel) -> dict[str, Any]:
+    """timm's part of config.json. All arguments of the architecture are given, so that its name has no effect."""
+    args, model = trained.saved["model_args"], trained.model
+    names = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qk_norm")
+    model_args = {name: args[name] for name in names if name in args}
+    if args.get("global_pool") == "avg":  # our norm comes before the mean, timm's fc_norm after it
+        model_args |= {"global_pool": "avg", "class_token": False, "fc_norm": False}
+    return {
+        "architecture": "vit_tiny_patch16_224",
+        "num_classes": len(trained.class_names),
+        "num_features": model.get_parameter("head.weight").shape[1],
+        "model_args": model_args,
+        "pretrained_cfg": {
+            "num_classes": len(trained.class_names), "label_names": trained.class_names,
+            "input_size": [3, trained.img_size, trained.img_size], "fixed_input_size": True,
+            "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash", **trained.stats,
+            "first_conv": "patch_embed.proj", "classifier": "head",
+        },
+    }  # fmt: skip
+
+
+def export_program(trained: TrainedModel) -> torch.export.ExportedProgram:
+    """The model with its normalization, as a graph with a batch of any size."""
+    model = WithNormalization(trained.model, **trained.stats)
+    images = torch.zeros(2, 3, trained.img_size, trained.img_size)
+    batch = {"images": {0: torch.export.Dim("batch")}}
+    return torch.export.export(model, (images,), dynamic_shapes=batch, strict=True)  # else len(x) fixes the batch
+
+
+def export_torch(trained: TrainedModel, path: Path, dtype: str) -> str:
+    """torch.export's file; torch.export.load(path).module() is the model."""
+    torch.export.save(export_program(trained), path)
+    return compare(trained, torch.export.load(path).module(), f"torch {torch.__version__}")
+
+
+def export_onnx(trained: TrainedModel, path: Path, dtype: str) -> str:
+    """An ONNX file: input `images`, output `logits`, class_names and img_size in its metadata."""
+    import onnxruntime  # not among the requirements
+
+    batch = {"images": {0: "batch"}}
+    program = torch.onnx.export(
+        export_program(trained), input_names=["images"], output_names=["logits"], dynamic_shapes=batch, verbose=False
+    )
+    assert program is not None
+    program.model.metadata_props.update(class_names=json.dumps(trained.class_names), img_size=str(trained.img_size))
+    program.save(path, external_data=False)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def logits_of(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+    return compare(trained, logits_of, f"onnxruntime {onnxruntime.__version__}")
+
+
+FORMATS: dict[str, Callable[[TrainedModel, Path, str], str]] = {
+    "safetensors": export_safetensors,
+    "onnx": export_onnx,
+    "torch-export": export_torch,
+}

@@ -1,0 +1,71 @@
+"""The model card: README.md of an exported model, in the form of model hubs, from what the run knows of itself."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from evaluation.trained import TrainedModel
+from training.console import format_time
+from training.history import monitored_split
+
+RECIPE = (  # the settings that a training is told by, beside the model's own
+    *("num_epochs", "batch_size", "optimizer", "learning_rate", "muon_learning_rate", "schedule", "weight_decay"),
+    *("warmup_epochs", "clip_grad_norm", "crop_padding", "horizontal_flip", "auto_augment", "augment_policy"),
+    *("random_erasing", "mixup_alpha", "cutmix_alpha", "mix_probability", "label_smoothing", "small_images_share"),
+    *("freeze_backbone", "layer_decay", "seed"),
+)
+
+
+def model_card(trained: TrainedModel, why_not_timm: str) -> str:
+    """The card as Markdown. `why_not_timm` is empty where timm can load the model."""
+    saved, records = trained.saved, trained.records
+    config, epoch = saved["config"], saved["epoch"]
+    split = monitored_split(records) if records else ""
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return templates.get_template("model_card.md.j2").render(
+        config=config, data=saved["data"], names=trained.class_names, epoch=epoch, split=split,
+        for_timm=not why_not_timm, why_not_timm=why_not_timm, source=Path(config.get("init_from", "")).name,
+        num_parameters=sum(parameter.numel() for parameter in trained.model.parameters()),
+        model_args=[f"{name} {value}" for name, value in saved["model_args"].items()],
+        recipe=recipe_of(config),
+        evaluation=evaluation_of(trained), chosen_on=saved.get("chosen_on"), cost=cost_of(trained),
+        accuracy=dict(zip(records["epoch"], records[f"{split}_acc"], strict=True)).get(epoch) if records else None,
+    )  # fmt: skip
+
+
+def evaluation_of(trained: TrainedModel) -> dict[str, Any] | None:
+    """What evaluate_vit.py measured of this very file and epoch, if it did."""
+    try:
+        content = json.loads((trained.path.parent / "evaluation" / "evaluation.json").read_text())
+    except (OSError, ValueError):
+        return None
+    same = content["epoch"] == trained.saved["epoch"] and Path(content["checkpoint"]).name == trained.path.name
+    return content if same else None
+
+
+def recipe_of(config: dict[str, Any]) -> list[str]:
+    """The settings of the training that were not off."""
+    without_use = {
+        "muon_learning_rate": config["optimizer"] != "muon",
+        "augment_policy": not config["auto_augment"],
+        "mix_probability": not (config["mixup_alpha"] or config["cutmix_alpha"]),
+        "layer_decay": config.get("layer_decay") == 1,
+    }
+    return [f"{name} {config[name]}" for name in RECIPE if config.get(name) and not without_use.get(name)]
+
+
+def cost_of(trained: TrainedModel) -> str:
+    """The run's time, speed and processor; empty if its history is lost."""
+    records, run = trained.records, trained.run
+    if not records:
+        return ""
+    hardware = f" on {run['cpu'] if run.get('device') == 'cpu' else run.get('device')}" if "cpu" in run else ""
+    num_epochs = len(records["epoch"])
+    return (
+        f"{num_epochs} epoch{'s' * (num_epochs > 1)} in {format_time(sum(records['epoch_time']))}{hardware}, "
+        f"{sum(records['images_per_second']) / num_epochs:,.0f} training images/s."
+    )

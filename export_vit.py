@@ -1,0 +1,59 @@
+"""Write a trained ViT in a form that other programs read.
+
+    python export_vit.py checkpoints/vit_tiny_cifar10 --format safetensors --output exported    # a folder, for timm too
+    python export_vit.py checkpoints/vit_tiny_cifar10 --format onnx --output vit.onnx           # takes images, 0 to 1
+    python export_vit.py checkpoints/vit_tiny_cifar10 --format torch-export --output vit.pt2    # the same, for torch
+
+CHECKPOINT is a file or the folder of a run, or a folder that this script wrote. What was written is read back and
+compared with the model before it gets its name. docs/weights.md shows how to load each.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+
+from evaluation.export import FORMATS, new_path, require
+from evaluation.trained import TrainedModel
+from resnet import ResNet18
+from training.cli import parse
+from training.errors import RunError, exit_codes
+from vit import VisionTransformer
+
+MODELS = {model.__name__: model for model in (VisionTransformer, ResNet18)}
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What to export, in what form, and where to."""
+
+    checkpoint: tyro.conf.Positional[str]
+    """file or folder of a trained ViT"""
+    format: Literal["safetensors", "onnx", "torch-export"]
+    """safetensors: a folder for timm, this repository and a model hub; onnx, torch-export: one file each"""
+    output: str
+    """file or folder to write; must not exist"""
+    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """of the weights in safetensors"""
+
+    def __post_init__(self):
+        if self.dtype != "fp32" and self.format != "safetensors":
+            raise ValueError(f"--dtype is of safetensors; {self.format} has fp32: leave out --dtype")
+
+
+def main(config: ExportConfig) -> None:
+    """Export a checkpoint. Nothing is left at the output where the export differs from the model."""
+    require(config.format)
+    trained = TrainedModel.load(config.checkpoint, MODELS, torch.device("cpu"))
+    if not isinstance(trained.model, VisionTransformer):
+        raise RunError(f"{trained.path} is a {trained.saved['model_name']}: only a ViT can be exported")
+    with new_path(Path(config.output)) as path:
+        checked = FORMATS[config.format](trained, path, config.dtype)
+    print(f"Wrote {config.output}: {checked}")
+
+
+if __name__ == "__main__":
+    with exit_codes():
+        main(parse(ExportConfig, __doc__ or ""))

@@ -1,0 +1,278 @@
+"""export_vit.py: each form gives the model's logits in the library that it is for, and comes back with --init-from."""
+
+import json
+import shutil
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from torch import Tensor
+
+import evaluate_vit
+import export_vit
+import train_vit_cifar10
+from config_vit_cifar10 import ViTConfig
+from evaluation import export
+from evaluation.trained import TrainedModel
+from export_vit import MODELS, ExportConfig, main
+from resnet import ResNet18
+from training import checkpoint
+from training.cli import parse, parse_training_command
+from training.errors import RunError, UsageError
+from training.pretrained import load_pretrained
+from vit import VisionTransformer
+
+DEMO = [
+    "--preset=demo", "--num-epochs=1", "--warmup-epochs=0", "--depth=2", "--embed-dim=48", "--max-train-images=640",
+    "--learning-rate=0.003", "--device=cpu", "--precision=fp32", "--no-compile",
+]  # fmt: skip
+VARIANTS = {
+    "baseline": [],
+    "avg": ["--global-pool=avg", "--qk-norm", "--mlp-ratio=2"],
+    "rope": ["--global-pool=avg", "--pos-embed=rope", "--qk-norm", "--zero-init", "--optimizer=muon"],
+}
+BATCHES = (1, 7, 64)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Path]:
+    """A short training of each kind of model, by name."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, flags in VARIANTS.items():
+        command = parse_training_command(ViTConfig, "", [*DEMO, *flags, f"--output-dir={folder / name}"])
+        train_vit_cifar10.main(command.config, VisionTransformer, resume=False, overwrite=False, extend=False)
+    return {name: folder / name for name in VARIANTS}
+
+
+@pytest.fixture(autouse=True)
+def in_own_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+
+def export_to(output: str, run: Path, form: str, *flags: str) -> Path:
+    main(parse(ExportConfig, "", [str(run), "--format", form, "--output", output, *flags]))
+    return Path(output)
+
+
+def trained(run: Path) -> Any:
+    return TrainedModel.load(str(run), MODELS, torch.device("cpu"))
+
+
+@torch.inference_mode()
+def expected(model: TrainedModel, images: Tensor) -> Tensor:
+    """The model's logits for images in 0..1, normalized here by hand."""
+    mean, std = (torch.tensor(model.stats[name])[:, None, None] for name in ("mean", "std"))
+    return model.model((images - mean) / std)
+
+
+def random_images(batch_size: int) -> Tensor:
+    return torch.rand(batch_size, 3, 16, 16, generator=torch.Generator().manual_seed(batch_size))
+
+
+@pytest.mark.parametrize("name", ["baseline", "avg"])
+def test_timm_loads_the_folder_with_the_same_logits(runs, name, capsys):
+    folder = export_to("exported", runs[name], "safetensors")
+    assert "timm 1." in capsys.readouterr().out
+    model, theirs = trained(runs[name]), timm.create_model("local-dir:exported", pretrained=True).eval()
+    mean, std = (torch.tensor(model.stats[name])[:, None, None] for name in ("mean", "std"))
+    for batch_size in BATCHES:
+        images = random_images(batch_size)
+        with torch.inference_mode():
+            torch.testing.assert_close(theirs((images - mean) / std), expected(model, images), rtol=0, atol=1e-5)
+    data = timm.data.resolve_model_data_config(theirs)  # pyright: ignore[reportAttributeAccessIssue]
+    assert (data["input_size"], list(data["mean"]), list(data["std"])) == ((3, 16, 16), *model.stats.values())
+    assert getattr(theirs, "pretrained_cfg")["label_names"] == model.class_names  # noqa: B009 it is no Tensor
+    assert stat.S_IMODE((folder / "model.safetensors").stat().st_mode) == stat.S_IMODE(
+        (folder / "README.md").stat().st_mode
+    )
+
+
+def test_what_timm_has_not_is_written_for_this_repository_only(runs, capsys):
+    folder = export_to("exported", runs["rope"], "safetensors")
+    assert "timm can't load it, whose VisionTransformer has no rotary positions" in capsys.readouterr().out
+    assert "architecture" not in json.loads((folder / "config.json").read_text())
+    assert "timm can't load this model" in (folder / "README.md").read_text()
+    images = random_images(7)
+    assert torch.equal(expected(trained(folder), images), expected(trained(runs["rope"]), images))
+
+
+@pytest.mark.parametrize("name", ["baseline", "rope"])
+def test_onnxruntime_has_the_same_logits_for_any_batch(runs, name):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path = export_to("folder/vit.onnx", runs[name], "onnx")
+    assert [file.name for file in path.parent.iterdir()] == ["vit.onnx"]
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert [place.name for place in (*session.get_inputs(), *session.get_outputs())] == ["images", "logits"]
+    about = session.get_modelmeta().custom_metadata_map
+    assert (json.loads(about["class_names"]), about["img_size"]) == (list("0123456789"), "16")
+    for batch_size in BATCHES:
+        images = random_images(batch_size)
+        (logits,) = session.run(None, {"images": images.numpy()})
+        np.testing.assert_allclose(logits, expected(trained(runs[name]), images), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["baseline", "rope"])
+def test_torch_export_has_the_same_logits_for_any_batch(runs, name):
+    program = torch.export.load(export_to("vit.pt2", runs[name], "torch-export")).module()
+    for batch_size in BATCHES:
+        images = random_images(batch_size)
+        torch.testing.assert_close(program(images), expected(trained(runs[name]), images), rtol=0, atol=1e-5)
+
+
+def evaluation(source: Path, output: str) -> dict[str, Any]:
+    flags = ["--checkpoint", str(source), "--output-dir", output, "--device=cpu", "--skip", *evaluate_vit.FIGURES]
+    evaluate_vit.main(parse(evaluate_vit.EvaluateConfig, "", flags))
+    return json.loads(Path(output, "evaluation.json").read_text())
+
+
+def test_the_evaluator_measures_the_same_of_the_folder_and_of_what_began_from_it(runs):
+    folder = export_to("exported", runs["baseline"], "safetensors")
+    before = evaluation(runs["baseline"], "before")
+    assert np.any(before["confusion_matrix"], axis=0).sum() > 1  # it tells some classes from others
+    assert evaluation(folder, "after") == before | {"checkpoint": "exported/model.safetensors"}
+
+    saved = checkpoint.load(runs["baseline"] / "best_model.pth")
+    torch.manual_seed(7)
+    model = VisionTransformer(**saved["model_args"])
+    load_pretrained(model, str(folder), saved["model_args"], saved["data"]["class_names"])
+    checkpoint.save(Path("best_model.pth"), saved | {"model": model.state_dict()})
+    again = evaluation(Path("best_model.pth"), "again")
+    assert again == before | {"checkpoint": "best_model.pth"}
+
+
+def test_half_precision_halves_the_file_and_an_export_can_be_exported(runs):
+    whole = export_to("whole", runs["baseline"], "safetensors")
+    half = export_to("half", whole, "safetensors", "--dtype=bf16")
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (whole, half)]
+    assert 1.9 < sizes[0] / sizes[1] < 2.1
+    logits, images = {}, random_images(64)
+    for folder in (whole, half):
+        logits[folder] = expected(trained(folder), images)
+    difference = (logits[half] - logits[whole]).abs().max()
+    assert 0 < difference < 0.1
+    export_to("vit.pt2", half, "torch-export")
+
+
+def test_the_card_tells_of_the_run(runs):
+    shutil.copytree(runs["avg"], "run")
+    evaluate = evaluation(Path("run"), "run/evaluation")
+    card = (export_to("exported", Path("run"), "safetensors") / "README.md").read_text()
+    _, head, text = card.split("---\n", 2)
+    assert yaml.safe_load(head)["library_name"] == "timm"
+    assert yaml.safe_load(head)["license"] == "mit"
+    for said in (
+        "digits, 640 training images.", "num_epochs 1, batch_size 64, optimizer adamw, learning_rate 0.003",
+        "qk_norm True",
+        f"Accuracy on 360 test images of digits: {evaluate['accuracy']:.2f} %", "chosen as the best on the test images",
+        "1 epoch in", "## Limits", "MIT, as the code",
+    ):  # fmt: skip
+        assert said in text, said
+    assert "muon" not in text
+    assert "\n\n\n" not in text
+
+
+def test_the_card_of_a_fine_tuned_model_names_what_it_began_with(runs):
+    flags = [*DEMO, f"--init-from={runs['baseline']}", "--output-dir=tuned"]
+    command = parse_training_command(ViTConfig, "", flags)
+    train_vit_cifar10.main(command.config, VisionTransformer, resume=False, overwrite=False, extend=False)
+    card = (export_to("exported", Path("tuned"), "safetensors") / "README.md").read_text()
+    assert "license: other" in card
+    assert "Trained from the weights `baseline`" in card
+    assert str(runs["baseline"].parent) not in card  # no paths of the machine
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--format=onnx", "--output=there"], "there exists: remove it"),
+        (["--format=onnx", "--output=new", "--dtype=bf16"], "--dtype is of safetensors"),
+        (["--format=jpeg", "--output=new"], "format"),
+        (["--format=onnx"], "output"),
+    ],
+)
+def test_bad_usage_is_one_line(runs, flags, message):
+    Path("there").mkdir()
+    with pytest.raises(UsageError, match=message) as caught:
+        main(parse(ExportConfig, "", [str(runs["baseline"]), *flags]))
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in Path().iterdir()] == ["there"]
+
+
+def test_a_package_that_is_missing_is_named_at_once(monkeypatch):
+    monkeypatch.setattr(export, "find_spec", lambda name: None if name.startswith("onnxr") else True)
+    with pytest.raises(RunError, match="--format onnx needs onnxruntime: pip install onnxruntime"):
+        export_to("vit.onnx", Path("nowhere"), "onnx")
+
+
+def test_without_timm_the_folder_is_checked_by_our_own_reader(runs, monkeypatch, capsys):
+    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    export_to("exported", runs["baseline"], "safetensors")
+    out = capsys.readouterr().out
+    assert "evaluate_vit.py has the same logits" in out
+    assert "timm is not installed" in out
+
+
+def test_a_resnet_is_refused():
+    weights = ResNet18(num_classes=2).state_dict()
+    content = {"model_name": "ResNet18", "model_args": {"num_classes": 2}, "model": weights}
+    checkpoint.save(Path("best_model.pth"), content)
+    with pytest.raises(RunError, match=r"best_model.pth is a ResNet18: only a ViT can be exported"):
+        export_to("vit.onnx", Path("best_model.pth"), "onnx")
+
+
+@pytest.mark.parametrize("form", ["safetensors", "torch-export"])
+def test_an_export_that_differs_leaves_nothing_behind(runs, form, monkeypatch):
+    """The model that is compared with gets other weights after it was written."""
+    written = export.compare
+
+    def compare(model: TrainedModel, *args: Any) -> str:
+        changed = trained(runs["baseline"])
+        torch.nn.init.ones_(changed.model.head.bias)
+        return written(changed, *args)
+
+    monkeypatch.setattr(export, "compare", compare)
+    with pytest.raises(RunError, match=r"reads other logits from the export, by .*: nothing was written"):
+        export_to("folder/exported", runs["baseline"], form)
+    assert list(Path("folder").iterdir()) == []
+
+
+def test_numbers_beyond_half_precision_are_refused(runs):
+    saved = checkpoint.load(runs["baseline"] / "best_model.pth")
+    saved["model"]["head.bias"][0] = 1e6
+    checkpoint.save(Path("best_model.pth"), saved)
+    with pytest.raises(RunError, match=r"head.bias has numbers too large for fp16: choose --dtype bf16 or fp32"):
+        export_to("exported", Path("best_model.pth"), "safetensors", "--dtype=fp16")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "no config", "another's config"])
+def test_a_damaged_folder_is_one_line_to_the_evaluator(runs, damage):
+    folder = export_to("exported", runs["baseline"], "safetensors")
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-10])
+    elif damage == "no config":
+        config.unlink()
+    else:
+        config.write_text('{"architecture": "vit_tiny_patch16_224"}')
+    with pytest.raises(RunError, match=r"exported is damaged, or was not written by export_vit.py") as caught:
+        evaluation(folder, "evaluation")
+    assert "\n" not in str(caught.value)
+    assert not Path("evaluation").exists()
+
+
+def test_a_place_that_can_not_be_written_is_one_line(runs):
+    Path("file").write_text("")
+    with pytest.raises(RunError, match=r"can't write file/vit.pt2"):
+        export_to("file/vit.pt2", runs["baseline"], "torch-export")
+
+
+def test_every_format_that_the_help_names_is_there():
+    assert set(export.FORMATS) == set(export_vit.ExportConfig.__annotations__["format"].__args__)
