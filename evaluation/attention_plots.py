@@ -33,7 +33,7 @@ def overlay(image: Tensor, attention: Tensor, size: int = 160) -> np.ndarray:
 
 def plot_attention(images: Tensor, captions: list[str], rollout: Tensor, heads: Tensor, path: Path) -> None:
     """A row for each uint8 image (n, 3, H, H): image, rollout (n, S, S), heads of the last block (n, heads, S, S)."""
-    title = "Where the class token looks (brighter is more)"
+    title = "Which patches get attention (brighter is more)"
     figure, grid = picture_grid(len(images), 2 + min(NUM_HEADS, heads.shape[1]), tile=1.7, caption=0.38, title=title)
     for i, (row, image, caption) in enumerate(zip(grid, images, captions, strict=True)):
         draw_image(row[0], image.permute(1, 2, 0).numpy(), caption)

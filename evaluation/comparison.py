@@ -62,11 +62,15 @@ def group(records: Sequence[RunRecord]) -> list[Row]:
     paths = [os.path.abspath(record.name) for record in records]
     root = os.path.commonpath([os.path.dirname(path) for path in paths])
     names = {record.name: Path(path).relative_to(root).as_posix() for record, path in zip(records, paths, strict=True)}
-    return [Row(name_row([names[run.name] for run in runs], list(names.values())), runs) for runs in groups.values()]
+    folder, all_names = os.path.basename(root), list(names.values())
+    return [Row(name_row([names[run.name] for run in runs], all_names, folder), runs) for runs in groups.values()]
 
 
-def name_row(names: list[str], all_names: list[str]) -> str:
-    """What the names of a row's runs have in common: "patch8" for "patch8/seed-1" and "patch8/seed-2"."""
+def name_row(names: list[str], all_names: list[str], folder: str) -> str:
+    """What the names of a row's runs have in common: "patch8" for "patch8/seed-1" and "patch8/seed-2".
+
+    Where that is nothing, the only row has the name of the `folder` that they are in.
+    """
     if len(names) == 1:
         return names[0]
     stem = os.path.commonprefix(names)  # noqa: RUF071 of letters, not of folders, is meant
@@ -74,6 +78,8 @@ def name_row(names: list[str], all_names: list[str]) -> str:
         stem = stem.rstrip("0123456789")
     stem = re.sub(r"[/ _.=-]*(seed[/ _.=-]*)?$", "", stem, flags=re.IGNORECASE)
     taken = any(name == stem or name.startswith(f"{stem}/") for name in all_names if name not in names)
+    if not stem and len(names) == len(all_names):
+        return folder
     return stem if stem and not taken else f"{names[0]} and {len(names) - 1} more"
 
 
