@@ -350,10 +350,10 @@ def train_with(folder: Path, changes: str, *args: Any) -> Result:
         return run.wait()
 
 
-# torch's own patience with processes that do not answer, half an hour, is two seconds in these
+# torch's own patience with processes that do not answer, half an hour, is four seconds in these
 IMPATIENT = """
 import torch.distributed.distributed_c10d as c10d
-c10d.default_pg_timeout = timedelta(seconds=2)
+c10d.default_pg_timeout = timedelta(seconds=4)
 load = train.load_dataset
 """
 

@@ -209,7 +209,7 @@ def test_the_evaluator_writes_the_files_that_are_promised(evaluated):
     assert files_of(folder).keys() == {
         "evaluation.json", "training_curves.png", "confusion_matrix.png", "per_class_accuracy.png", "predictions.png",
         "mistakes.png", "reliability.png", "confidence.png", "attention.png", "position_embeddings.png",
-        "patch_filters.png", "report.html",
+        "patch_filters.png", "report.html", "predictions.csv",
     }  # fmt: skip
 
 

@@ -112,7 +112,9 @@ def test_a_second_interrupt_stops_at_once_without_saving(
 
 
 def is_whole(name: str, content: bytes) -> bool:
-    return json.loads(content) is not None if name.endswith(".json") else content.endswith(b"IEND\xaeB`\x82")
+    if name.endswith(".json"):
+        return json.loads(content) is not None
+    return content.endswith(b"\n" if name.endswith(".csv") else b"IEND\xaeB`\x82")
 
 
 @pytest.mark.parametrize(("number", "code"), CODES)
@@ -122,8 +124,8 @@ def test_a_stopped_evaluator_says_one_line_and_leaves_no_half_file(
 ):
     with trying("SIGINT or SIGTERM in evaluate_vit.py"):
         flags = ["--device=cpu", "--checkpoint", unbroken / "best_model.pth", "--output-dir=evaluation"]
-        # The first figure is the second file to be renamed to its place, after evaluation.json.
-        pauses = [pause(BATCH, 2) if moment == "evaluating" else pause("os:replace", 2)]
+        # The first figure is the third file to be renamed to its place, after predictions.csv and evaluation.json.
+        pauses = [pause(BATCH, 2) if moment == "evaluating" else pause("os:replace", 3)]
         run = launcher.start_in_terminal("evaluate_vit.py", *flags, cwd=tmp_path, sabotages=pauses)
         send_at_pause(run, number)
         result = run.wait()
@@ -132,5 +134,6 @@ def test_a_stopped_evaluator_says_one_line_and_leaves_no_half_file(
         assert result.out.count("stopped.") == 1
         assert result.out.endswith("\nstopped.\n")
         files = content_of(tmp_path)
-        assert list(files) == ["evaluation/evaluation.json"] * (moment == "drawing")
+        written = {"evaluation/evaluation.json", "evaluation/predictions.csv"}
+        assert files.keys() == (written if moment == "drawing" else set())
         assert all(is_whole(name, content) for name, content in files.items())
