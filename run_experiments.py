@@ -100,7 +100,9 @@ def main(config: SuiteConfig) -> None:
     failed = [job for job in jobs if not job.finished]
     if folders := [job.folder for job in jobs if job not in failed]:
         files = ["--markdown", config.folder / "table.md", "--output", config.folder / "curves.png"]
-        subprocess.run([sys.executable, Path(__file__).with_name("compare_runs.py"), *folders, *files], check=False)
+        compare = [sys.executable, Path(__file__).with_name("compare_runs.py"), *folders, *files]
+        if subprocess.run(compare, check=False).returncode and not failed:
+            raise RunError("the runs have finished, but not all of them are in the table: see the error above")
     if failed:
         raise RunError(f"{len(failed)} of {len(jobs)} runs failed: {', '.join(str(job.folder) for job in failed)}")
 
@@ -139,7 +141,8 @@ def preset_of(flags: list[str]) -> str:
 def run(config: SuiteConfig, todo: list[Job], num_images: int) -> None:
     """Run the jobs, so many side by side as `parallel` says, and show how far they are."""
     waiting, running, work = list(todo), [], {job.name: work_of(job, num_images) for job in todo}
-    with stopping(running), tqdm(total=sum(work[job.name] for job in todo), bar_format=BAR, disable=None) as bar:
+    total, before = sum(work[job.name] for job in todo), sum(work[job.name] * job.share_done for job in todo)
+    with stopping(running), tqdm(total=total, initial=before, bar_format=BAR, disable=None) as bar:
         while waiting or running:
             while waiting and len(running) < config.parallel:
                 waiting[0].start(config.threads)
@@ -149,7 +152,7 @@ def run(config: SuiteConfig, todo: list[Job], num_images: int) -> None:
                 running.remove(job)
                 tqdm.write(job.outcome(), sys.stdout)
                 sys.stdout.flush()
-            bar.n = sum(work[job.name] * job.epochs_done / job.config.num_epochs for job in todo if job not in waiting)
+            bar.n = sum(work[job.name] * job.share_done for job in todo)
             bar.set_description_str(
                 ", ".join(f"{job.name} {job.folder.name} {job.epochs_done}/{job.config.num_epochs}" for job in running)
             )
@@ -190,7 +193,7 @@ def print_plan(config: SuiteConfig, jobs: list[Job], todo: list[Job], num_images
         print(f"{job.name:<24} {cost:<18} {shlex.join([job.script, *job.flags])}", flush=True)
     ends = [0.0] * config.parallel
     for job in todo:  # each begins where a place is free first
-        ends[ends.index(min(ends))] += seconds[job.name]
+        ends[ends.index(min(ends))] += seconds[job.name] * (1 - job.share_done)
     print(f"All that is left: {format_time(max(ends))}, {config.parallel} at a time with {config.threads} threads each")
 
 

@@ -52,7 +52,8 @@ def test_two_evaluated_runs_are_tested(capsys):
 
 def test_three_runs_are_not_tested_in_pairs(capsys):
     main(CompareConfig(tuple(write_run(Path(name), [70.0], seed=i) for i, name in enumerate("abc"))))
-    assert "tested" not in capsys.readouterr().out
+    assert "minus" not in (said := capsys.readouterr().out)
+    assert "not tested" not in said
 
 
 def test_a_folder_that_is_named_twice_is_one_run(capsys):

@@ -93,6 +93,11 @@ def test_a_suite_runs_skips_what_is_finished_and_goes_on_with_the_rest(suite, ca
     assert folders[0].with_name("seed-1.log").read_text() == logs[0]
     assert (folders[1] / "test_result.json").exists()
 
+    about = json.loads((folders[0] / "config.json").read_text())
+    (folders[0] / "config.json").write_text(json.dumps({"config": about["config"]}))
+    with pytest.raises(RunError, match="not all of them are in the table"):
+        main(suite)
+
     with pytest.raises(UsageError, match=r"plain.seed-1 holds another run \(num_epochs is 2 there and 3 here\)"):
         main(replace(suite, epochs=3))
 

@@ -40,6 +40,10 @@ class Job:
         return len(records["epoch"]) if records else 0
 
     @property
+    def share_done(self) -> float:
+        return self.epochs_done / self.config.num_epochs
+
+    @property
     def finished(self) -> bool:
         """Whether the folder holds this run with all its epochs, and its test where one is due.
 
@@ -86,9 +90,8 @@ class Job:
         """What became of it, in a line."""
         code = self.process.returncode if self.process else 0
         if code or not self.finished:
-            lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-            errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-            return f"FAILED {self.name}, exit code {code}: {(errors or lines or ['no output'])[-1]}; see {self.log}"
+            lines = self.log.read_text(errors="replace").strip().splitlines() or ["no output"]
+            return f"FAILED {self.name}, exit code {code}: {lines[-1].removeprefix('error: ')}; see {self.log}"
         records: dict[str, Any] = history.read(self.folder / "training_history.json") or {}
         split = history.monitored_split(records)
         return f"done {self.folder}: best {split} accuracy {max(records[f'{split}_acc']):.2f}%"
