@@ -3,9 +3,10 @@
     python export_vit.py checkpoints/vit_tiny_cifar10 --format safetensors --output exported    # a folder, for timm too
     python export_vit.py checkpoints/vit_tiny_cifar10 --format onnx --output vit.onnx           # takes images, 0 to 1
     python export_vit.py checkpoints/vit_tiny_cifar10 --format torch-export --output vit.pt2    # the same, for torch
+    python export_vit.py checkpoints/vit_tiny_cifar10 --format web --output page                # a page for browsers
 
-CHECKPOINT is a file or the folder of a run, or a folder that this script wrote. What was written is read back and
-compared with the model before it gets its name. docs/weights.md shows how to load each.
+CHECKPOINT is a file or the folder of a run, or a folder that --format safetensors wrote. What was written is read back
+and compared with the model before it gets its name. docs/weights.md shows how to load each.
 """
 
 from dataclasses import dataclass
@@ -31,8 +32,8 @@ class ExportConfig:
 
     checkpoint: tyro.conf.Positional[str]
     """file or folder of a trained ViT"""
-    format: Literal["safetensors", "onnx", "torch-export"]
-    """safetensors: a folder for timm, this repository and a model hub; onnx, torch-export: one file each"""
+    format: Literal["safetensors", "onnx", "torch-export", "web"]
+    """safetensors: a folder for timm, this repository and a model hub; onnx, torch-export: a file; web: a page"""
     output: str
     """file or folder to write; must not exist"""
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
@@ -52,6 +53,8 @@ def main(config: ExportConfig) -> None:
     with new_path(Path(config.output)) as path:
         checked = FORMATS[config.format](trained, path, config.dtype)
     print(f"Wrote {config.output}: {checked}")
+    if config.format == "web":
+        print(f"To see the page: python -m http.server -d {config.output}")
 
 
 if __name__ == "__main__":

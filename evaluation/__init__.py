@@ -15,5 +15,8 @@ tables             the tables of README.md and docs/, from results/
 figures            all figures by name: how to read each, and which can be drawn
 classify           pictures of the user's own
 report             report.html, with the figures inside
+model_card         README.md of exported weights
+export             the model for other programs
+web                the page that classifies in a browser
 console            what the evaluator prints
 """

