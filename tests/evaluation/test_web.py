@@ -1,5 +1,6 @@
 """export_vit.py --format web: in a browser, the page names the classes that evaluate_vit.py names."""
 
+import base64
 import functools
 import http.server
 import json
@@ -92,6 +93,24 @@ def test_a_browser_names_the_classes_that_the_evaluator_names(address, tmp_path,
         assert all(url.startswith((address, "data:", "blob:")) for url in browser.requests)
         assert browser.problems == []
         assert browser.evaluate("document.documentElement.scrollWidth") <= 1000
+
+
+@needs_browser
+def test_pictures_are_pasted_and_dropped(address, tmp_path):
+    events = {"cat": "ClipboardEvent('paste', {clipboardData: data, ", "ship": "DragEvent('drop', {dataTransfer: data, "}
+    with Browser(tmp_path / "profile") as browser:
+        browser.open(address, 400)
+        for name, event in events.items():
+            encoded = base64.b64encode((PICTURES / f"{name}.jpg").read_bytes()).decode()
+            browser.evaluate(f"""(() => {{
+                const data = new DataTransfer();
+                const bytes = Uint8Array.from(atob("{encoded}"), (letter) => letter.charCodeAt(0));
+                data.items.add(new File([bytes], "{name}.jpg", {{ type: "image/jpeg" }}));
+                document.body.dispatchEvent(new {event} bubbles: true, cancelable: true }}));
+            }})()""")
+            browser.wait_for(f"document.getElementById('status').textContent === '{name}.jpg'")
+            assert browser.evaluate("document.querySelector('#classes td').textContent") == name
+        assert browser.problems == []
 
 
 @needs_browser
