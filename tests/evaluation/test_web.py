@@ -97,7 +97,10 @@ def test_a_browser_names_the_classes_that_the_evaluator_names(address, tmp_path,
 
 @needs_browser
 def test_pictures_are_pasted_and_dropped(address, tmp_path):
-    events = {"cat": "ClipboardEvent('paste', {clipboardData: data, ", "ship": "DragEvent('drop', {dataTransfer: data, "}
+    events = {
+        "cat": "ClipboardEvent('paste', {clipboardData: data, ",
+        "ship": "DragEvent('drop', {dataTransfer: data, ",
+    }
     with Browser(tmp_path / "profile") as browser:
         browser.open(address, 400)
         for name, event in events.items():
