@@ -90,6 +90,8 @@ def main(config: SuiteConfig) -> None:
     """Plan the suite, run what is not finished, print the table."""
     dataset = load_dataset(config.dataset, config.data_dir, 32)  # downloaded now, before several runs want it
     num_images = len(dataset.train_images) - config.val_size
+    if num_images < 1:
+        raise UsageError(f"--val-size {config.val_size} leaves none of the {len(dataset.train_images)} training images")
     jobs = plan(config, min(num_images, config.max_train_images or num_images))
     todo = [job for job in jobs if not job.finished]
     print(f"{config.suite}: {len(jobs)} runs in {config.folder}, {len(jobs) - len(todo)} of them finished")

@@ -7,13 +7,16 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from config_experiments import SUITES, Experiment
+from config_vit_cifar10 import ViTConfig
 from run_experiments import SuiteConfig, main, passes, plan, work_of
 from training.errors import RunError, UsageError
+from training.history import new_history
 
 ROOT = Path(__file__).parents[1]
 TINY = "train_vit_cifar10.py --preset demo --depth 1 --embed-dim 24 --batch-size 16 --warmup-epochs 0"
@@ -59,7 +62,25 @@ def test_shares_of_the_images_and_multiples_of_the_epochs():
     assert (own["baseline"], own["half-the-epochs"]) == (100, 50)
 
 
-def test_the_rungs_of_the_ladder_have_the_same_arithmetic_and_differ_by_one_change():
+def changed_fields(before: ViTConfig, after: ViTConfig) -> set[str]:
+    return {name for name, value in after.to_dict().items() if before.to_dict()[name] != value}
+
+
+def test_the_rungs_of_the_ladder_lead_to_cpu_1h():
+    rungs = [job.config for job in plan(SuiteConfig("ladder", epochs=10), 49_000)]
+    assert [changed_fields(before, after) for before, after in pairwise(rungs)] == [
+        {"auto_augment", "dropout", "label_smoothing"},
+        {"depth", "batch_size", "num_epochs", "warmup_epochs"},
+        {"global_pool"},
+        {"pos_embed", "qk_norm"},
+        {"optimizer", "learning_rate", "zero_init", "schedule"},
+        {"small_images_share", "num_epochs", "warmup_epochs"},
+    ]
+    left = changed_fields(rungs[-1], ViTConfig.from_preset("cpu-1h"))
+    assert left <= {"preset", "seed", "num_epochs", "warmup_epochs", "random_erasing", "output_dir"}
+
+
+def test_the_rungs_of_the_ladder_have_the_same_arithmetic():
     jobs = plan(SuiteConfig("ladder", epochs=10), 49_000)
     first = work_of(jobs[0], 49_000)
     for job in jobs:
@@ -73,6 +94,19 @@ def test_an_image_of_half_the_size_counts_a_quarter():
     config = replace(job.config, num_epochs=10, small_images_share=0.8)
     assert passes(config, 1000) == 2 * 1000 + 8 * 250
     assert passes(replace(config, max_train_images=100), 1000) == 400
+
+
+@pytest.mark.parametrize(("done", "share"), [(0, 0.0), (4, 0.25), (8, 0.5), (9, 0.75), (10, 1.0)])
+def test_the_share_that_is_done_is_one_of_the_arithmetic(tmp_path, done, share):
+    [job, *_] = plan(SuiteConfig("presets"), 49_000)
+    job = replace(job, config=replace(job.config, num_epochs=10, small_images_share=0.8), folder=tmp_path)
+    (tmp_path / "training_history.json").write_text(json.dumps(dict.fromkeys(new_history("val"), [1] * done)))
+    assert job.share_done == share
+
+
+def test_a_val_size_that_leaves_no_training_images_is_refused(suite):
+    with pytest.raises(UsageError, match="leaves none of the"):
+        main(replace(suite, val_size=100_000))
 
 
 def test_a_suite_runs_skips_what_is_finished_and_goes_on_with_the_rest(suite, capsys):

@@ -41,7 +41,9 @@ class Job:
 
     @property
     def share_done(self) -> float:
-        return self.epochs_done / self.config.num_epochs
+        """The share of the training's arithmetic: an epoch with images of half the size costs a quarter."""
+        done, small = self.epochs_done, self.config.small_epochs
+        return (done - 0.75 * min(done, small)) / (self.config.num_epochs - 0.75 * small)
 
     @property
     def finished(self) -> bool:
@@ -90,11 +92,15 @@ class Job:
         """What became of it, in a line."""
         code = self.process.returncode if self.process else 0
         if code or not self.finished:
-            lines = self.log.read_text(errors="replace").strip().splitlines() or ["no output"]
-            return f"FAILED {self.name}, exit code {code}: {lines[-1].removeprefix('error: ')}; see {self.log}"
+            return f"FAILED {self.name}, exit code {code}: {self.last_line()}; see {self.log}"
         records: dict[str, Any] = history.read(self.folder / "training_history.json") or {}
         split = history.monitored_split(records)
         return f"done {self.folder}: best {split} accuracy {max(records[f'{split}_acc']):.2f}%"
+
+    def last_line(self) -> str:
+        """The last line of its console: the error of a run that failed."""
+        lines = self.log.read_text(errors="replace").strip().splitlines() or ["no output"]
+        return lines[-1].removeprefix("error: ")
 
     def first_speed(self) -> float:
         """Wait until its first steps are timed, or it has ended. Returns images a second; RunError if it failed."""
@@ -105,5 +111,5 @@ class Job:
             if ended:
                 if records := history.read(self.folder / "training_history.json"):  # too short to be timed so
                     return records["images_per_second"][0]
-                raise RunError(f"{self.name} could not be measured: {self.outcome()}")
+                raise RunError(f"{self.name} could not be measured: {self.last_line()}")
             time.sleep(LOOK_EVERY)
