@@ -9,28 +9,33 @@ CHECKPOINT is a file or the folder of a run, or a folder that --format safetenso
 and compared with the model before it gets its name. docs/weights.md shows how to load each.
 """
 
+if __name__ == "__main__":  # Ctrl-C while torch is being imported ends the script without a traceback
+    import signal
+
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import tyro
 
 from evaluation.export import FORMATS, new_path, require
 from evaluation.trained import TrainedModel
-from resnet import ResNet18
 from training.cli import parse
-from training.errors import RunError, exit_codes
+from training.errors import exit_codes
 from vit import VisionTransformer
 
-MODELS = {model.__name__: model for model in (VisionTransformer, ResNet18)}
+SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}  # of the formats that are one file; torch warns of other names
 
 
 @dataclass(frozen=True)
 class ExportConfig:
     """What to export, in what form, and where to."""
 
-    checkpoint: tyro.conf.Positional[str]
+    checkpoint: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="CHECKPOINT")]]
     """file or folder of a trained ViT"""
     format: Literal["safetensors", "onnx", "torch-export", "web"]
     """safetensors: a folder for timm, this repository and a model hub; onnx, torch-export: a file; web: a page"""
@@ -40,6 +45,8 @@ class ExportConfig:
     """of the weights in safetensors"""
 
     def __post_init__(self):
+        if not self.output.endswith(suffix := SUFFIXES.get(self.format, "")):
+            raise ValueError(f"--output: {self.format} is a file whose name ends in {suffix}, got {self.output!r}")
         if self.dtype != "fp32" and self.format != "safetensors":
             raise ValueError(f"--dtype is of safetensors; {self.format} has fp32: leave out --dtype")
 
@@ -47,9 +54,7 @@ class ExportConfig:
 def main(config: ExportConfig) -> None:
     """Export a checkpoint. Nothing is left at the output where the export differs from the model."""
     require(config.format)
-    trained = TrainedModel.load(config.checkpoint, MODELS, torch.device("cpu"))
-    if not isinstance(trained.model, VisionTransformer):
-        raise RunError(f"{trained.path} is a {trained.saved['model_name']}: only a ViT can be exported")
+    trained = TrainedModel.load(config.checkpoint, {"VisionTransformer": VisionTransformer}, torch.device("cpu"))
     with new_path(Path(config.output)) as path:
         checked = FORMATS[config.format](trained, path, config.dtype)
     print(f"Wrote {config.output}: {checked}")

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.attention import class_token_attention
-from evaluation.model_card import model_card
-from evaluation.trained import EXPORTED, SAVED_WITH_WEIGHTS, TrainedModel
+from evaluation.exported import SAVED_WITH_WEIGHTS, WEIGHTS
+from evaluation.model_card import EVALUATION, evaluation_of, model_card
+from evaluation.trained import TrainedModel
 from evaluation.web import write_page
 from training.errors import RunError, UsageError, first_line
 from training.history import write_json
@@ -70,9 +71,9 @@ def new_path(path: Path) -> Iterator[Path]:
 
     An error leaves nothing behind. UsageError where `path` exists, RunError where nothing can be written there.
     """
-    if path.exists():
-        raise UsageError(f"{path} exists: remove it, or choose another --output")
     try:
+        if path.exists():
+            raise UsageError(f"{path} exists: remove it, or choose another --output")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
             yield Path(folder) / path.name
@@ -97,7 +98,7 @@ def compare(trained: TrainedModel, logits_of: Callable[[Tensor], Tensor], reader
 
 
 def export_safetensors(trained: TrainedModel, folder: Path, dtype: str) -> str:
-    """A folder with model.safetensors, config.json and README.md, for timm where its ViT has the model's options."""
+    """A folder with weights, config.json, README.md and evaluation.json, for timm where its ViT has their options."""
     weights = {name: tensor.to(DTYPES[dtype]).contiguous() for name, tensor in trained.model.state_dict().items()}
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
@@ -106,11 +107,13 @@ def export_safetensors(trained: TrainedModel, folder: Path, dtype: str) -> str:
     reason = why_not_timm(trained)
     folder.mkdir()
     content = safetensors.torch.save(weights, {"format": "pt"})
-    (folder / EXPORTED).write_bytes(content)  # safetensors' own save_file lets nobody else read the file
+    (folder / WEIGHTS).write_bytes(content)  # safetensors' own save_file lets nobody else read the file
     own = {name: trained.saved[name] for name in SAVED_WITH_WEIGHTS if name in trained.saved}
     own["machine"] = {name: value for name, value in trained.run.items() if name in MACHINE}
     write_json(folder / "config.json", ({} if reason else timm_config(trained)) | {"checkpoint": own})
-    (folder / "README.md").write_text(model_card(trained, reason), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(trained, reason, dtype), encoding="utf-8")
+    if evaluation := evaluation_of(trained):
+        write_json(folder / EVALUATION, evaluation)
 
     again = TrainedModel.load(str(folder), {trained.saved["model_name"]: type(trained.model)}, trained.device)
     checked = compare(trained, WithNormalization(again.model, **again.stats), "evaluate_vit.py")

@@ -1,14 +1,16 @@
 """The model card: README.md of an exported model, in the form of model hubs, from what the run knows of itself."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from evaluation.exported import WEIGHTS
+from evaluation.run_record import read_object
 from evaluation.trained import TrainedModel
 from training.console import format_time
 from training.history import monitored_split
+from training.weight_files import FILES
 
 RECIPE = (  # the settings that a training is told by, beside the model's own
     *("num_epochs", "batch_size", "optimizer", "learning_rate", "muon_learning_rate", "schedule", "weight_decay"),
@@ -16,19 +18,28 @@ RECIPE = (  # the settings that a training is told by, beside the model's own
     *("random_erasing", "mixup_alpha", "cutmix_alpha", "mix_probability", "label_smoothing", "small_images_share"),
     *("freeze_backbone", "layer_decay", "seed"),
 )
+DATASETS = {  # as people call them; of an image folder the card has the folder's own name
+    "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN", "fashion-mnist": "Fashion-MNIST",
+    "digits": "scikit-learn's handwritten digits", "image-folder": "a folder of pictures",
+}  # fmt: skip
+EVALUATION = "evaluation.json"  # in an exported folder: what evaluate_vit.py had measured before the export
+SHOWN = {"num_images", "split", "dataset", "accuracy", "accuracy_interval", "loss"}  # of it, in the card
 
 
-def model_card(trained: TrainedModel, why_not_timm: str) -> str:
-    """The card as Markdown. `why_not_timm` is empty where timm can load the model."""
+def model_card(trained: TrainedModel, why_not_timm: str, dtype: str) -> str:
+    """The card as Markdown. `why_not_timm` is empty where timm can load the model; `dtype` is that of the weights."""
     saved, records = trained.saved, trained.records
     config, epoch = saved["config"], saved["epoch"]
     split = monitored_split(records) if records else ""
+    source, folder = Path(config.get("init_from") or ""), Path(config["data_dir"]).name
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return templates.get_template("model_card.md.j2").render(
         config=config, data=saved["data"], names=trained.class_names, epoch=epoch, split=split,
-        for_timm=not why_not_timm, why_not_timm=why_not_timm, source=Path(config.get("init_from", "")).name,
+        for_timm=not why_not_timm, why_not_timm=why_not_timm, dtype=dtype,
+        source=source.parent.name if source.name in FILES else source.name, datasets=DATASETS,
+        dataset=f"the pictures in `{folder}`" if config["dataset"] == "image-folder" else DATASETS[config["dataset"]],
         num_parameters=sum(parameter.numel() for parameter in trained.model.parameters()),
         model_args=[f"{name} {value}" for name, value in saved["model_args"].items()],
         recipe=recipe_of(config),
@@ -38,13 +49,15 @@ def model_card(trained: TrainedModel, why_not_timm: str) -> str:
 
 
 def evaluation_of(trained: TrainedModel) -> dict[str, Any] | None:
-    """What evaluate_vit.py measured of this very file and epoch, if it did."""
-    try:
-        content = json.loads((trained.path.parent / "evaluation" / "evaluation.json").read_text())
-    except (OSError, ValueError):
-        return None
-    same = content["epoch"] == trained.saved["epoch"] and Path(content["checkpoint"]).name == trained.path.name
-    return content if same else None
+    """What evaluate_vit.py measured of this very file and epoch, if it did; an exported folder brings it along."""
+    folder = trained.path.parent
+    for path in (folder / EVALUATION, folder / "evaluation" / EVALUATION):
+        content = read_object(path)
+        brought_along = trained.path.name == WEIGHTS and path.parent == folder  # it names the file before the export
+        same_file = brought_along or Path(str(content.get("checkpoint"))).name == trained.path.name
+        if same_file and content.get("epoch") == trained.saved["epoch"] and content.keys() >= SHOWN:
+            return content
+    return None
 
 
 def recipe_of(config: dict[str, Any]) -> list[str]:

@@ -6,33 +6,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from evaluation.exported import WEIGHTS, read_exported
 from training import checkpoint, history
 from training.data import Dataset, create_eval_loader
 from training.data.loader import normalize
 from training.device import autocast
 from training.engine import predict
 from training.errors import RunError, first_line
-
-
-def read_exported(path: Path) -> dict[str, Any]:
-    """A checkpoint's content, from model.safetensors and the config.json beside it. RunError if they can't be read."""
-    try:
-        content = json.loads(path.with_name("config.json").read_text())["checkpoint"]
-        return {**content, "model": safetensors.torch.load_file(path)}
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError):
-        raise RunError(
-            f"{path.parent} is damaged, or was not written by export_vit.py (other weights: train with --init-from)"
-        ) from None
-
-
-EXPORTED = "model.safetensors"  # in a folder that export_vit.py wrote
-SAVED_WITH_WEIGHTS = (  # what such a folder keeps of the checkpoint
-    *("model_name", "model_args", "config", "data", "flops", "split", "precision", "epoch", "history", "chosen_on"),
-)
 
 
 @dataclass(frozen=True)
@@ -51,13 +34,21 @@ class TrainedModel:
         `models` holds the model classes by name. RunError for a file that can't be read or a model that can't be built.
         """
         path = Path(name)
-        if path.is_dir():
-            path = path / ("best_model.pth" if not (path / EXPORTED).exists() else EXPORTED)
-        saved = read_exported(path) if path.name == EXPORTED else checkpoint.load(path)
         try:
-            model = models[saved["model_name"]](**saved["model_args"])
+            if path.is_dir():
+                path = path / ("best_model.pth" if not (path / WEIGHTS).exists() else WEIGHTS)
+            saved = read_exported(path) if path.name == WEIGHTS else checkpoint.load(path)
+        except OSError as error:  # a name that is too long, a folder that may not be read
+            raise RunError(f"can't read the checkpoint {path}: {error.strerror}") from None
+        if (model_name := saved.get("model_name", "")) not in models:
+            raise RunError(f"{path} is a {model_name}: a {' or '.join(models)} is needed here")
+        try:
+            model = models[model_name](**saved["model_args"])
+            own, theirs = ({name: x.shape for name, x in part.items()} for part in (model.state_dict(), saved["model"]))
+            if wrong := sorted(name for name in own.keys() | theirs.keys() if own.get(name) != theirs.get(name)):
+                raise ValueError(f"{len(wrong)} of its tensors do not fit, such as {wrong[0]}")
             model.load_state_dict(saved["model"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
             raise RunError(f"the model in {path} can't be rebuilt: {first_line(error)}") from None
         return cls(path, saved, model.eval().to(device), device)
 

@@ -3,6 +3,8 @@
 import json
 import shutil
 import stat
+from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ import export_vit
 import train_vit_cifar10
 from config_vit_cifar10 import ViTConfig
 from evaluation import export
+from evaluation.model_card import DATASETS, model_card
 from evaluation.trained import TrainedModel
-from export_vit import MODELS, ExportConfig, main
+from export_vit import ExportConfig, main
 from resnet import ResNet18
 from training import checkpoint
 from training.cli import parse, parse_training_command
@@ -60,7 +63,7 @@ def export_to(output: str, run: Path, form: str, *flags: str) -> Path:
 
 
 def trained(run: Path) -> Any:
-    return TrainedModel.load(str(run), MODELS, torch.device("cpu"))
+    return TrainedModel.load(str(run), evaluate_vit.MODELS, torch.device("cpu"))
 
 
 @torch.inference_mode()
@@ -166,14 +169,61 @@ def test_the_card_tells_of_the_run(runs):
     assert yaml.safe_load(head)["library_name"] == "timm"
     assert yaml.safe_load(head)["license"] == "mit"
     for said in (
-        "digits, 640 training images.", "num_epochs 1, batch_size 64, optimizer adamw, learning_rate 0.003",
+        "Training images: 640 of scikit-learn's handwritten digits.",
+        "num_epochs 1, batch_size 64, optimizer adamw, learning_rate 0.003",
         "qk_norm True",
-        f"Accuracy on 360 test images of digits: {evaluate['accuracy']:.2f} %", "chosen as the best on the test images",
+        f"test images of scikit-learn's handwritten digits: {evaluate['accuracy']:.2f} %",
+        "chosen as the best on the test images",
         "1 epoch in", "## Limits", "MIT, as the code",
     ):  # fmt: skip
         assert said in text, said
     assert "muon" not in text
     assert "\n\n\n" not in text
+
+
+def test_an_exported_folder_brings_its_evaluation_along(runs):
+    shutil.copytree(runs["baseline"], "run")
+    measured = evaluation(Path("run"), "run/evaluation")
+    folder = export_to("exported", Path("run"), "safetensors")
+    shutil.rmtree("run")
+    again = export_to("again", folder, "safetensors", "--dtype=fp16")
+    for path in (folder, again):
+        assert json.loads((path / "evaluation.json").read_text()) == measured
+        assert (
+            f"Accuracy on 360 test images of scikit-learn's handwritten digits: {measured['accuracy']:.2f} %"
+            in (path / "README.md").read_text()
+        )
+    assert "these are rounded to fp16" in (again / "README.md").read_text()
+    assert "rounded" not in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("other", [{"epoch": 7}, {"checkpoint": "run/checkpoint_epoch_1.pth"}, {"accuracy": ...}, None])
+def test_an_evaluation_of_another_file_or_epoch_or_a_damaged_one_stays_behind(runs, other):
+    shutil.copytree(runs["baseline"], "run")
+    content = evaluation(Path("run"), "run/evaluation") | (other or {})
+    text = json.dumps({name: value for name, value in content.items() if value is not ...}) if other else "[]"
+    Path("run/evaluation/evaluation.json").write_text(text)
+    folder = export_to("exported", Path("run"), "safetensors")
+    assert not (folder / "evaluation.json").exists()
+    assert "Accuracy on" not in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("source", ["", "/home/me/models/vit-cifar10-15min", "/home/me/theirs/model.safetensors"])
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_the_card_names_the_data_that_the_model_learned_from_and_no_other(runs, dataset, source):
+    model, names = trained(runs["baseline"]), {**DATASETS, "image-folder": "the pictures in `flowers`"}
+    config = model.saved["config"] | {"dataset": dataset, "data_dir": "/home/me/flowers", "init_from": source}
+    card = model_card(replace(model, saved={**model.saved, "config": config}), "", "fp32")
+    began = {"": "", "/home/me/models/vit-cifar10-15min": "vit-cifar10-15min"}.get(source, "theirs")
+    learned = f", after what `{began}` had learned from: expect" if began else " alone: expect"
+    for said in (
+        f"# A Vision Transformer for {names[dataset]}\n", f"Training images: 640 of {names[dataset]}.",
+        f"It has learned from {names[dataset]}{learned}", f"the weights `{began}`" if began else "from scratch",
+    ):  # fmt: skip
+        assert said in card, said
+    assert "/home" not in card
+    others = [name for key, name in names.items() if key != dataset and name not in names[dataset]]
+    assert not [name for name in others if name in card]
 
 
 def test_the_card_of_a_fine_tuned_model_names_what_it_began_with(runs):
@@ -192,8 +242,13 @@ def test_the_card_of_a_fine_tuned_model_names_what_it_began_with(runs):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--format=onnx", "--output=there"], "there exists: remove it"),
-        (["--format=onnx", "--output=new", "--dtype=bf16"], "--dtype is of safetensors"),
+        (["--format=safetensors", "--output=there"], "there exists: remove it"),
+        (["--format=onnx", "--output=new"], r"--output: onnx is a file whose name ends in \.onnx, got 'new'"),
+        (
+            ["--format=torch-export", "--output=vit.pth"],
+            r"a file whose name ends in \.pt2, got 'vit\.pth'",
+        ),
+        (["--format=onnx", "--output=new.onnx", "--dtype=bf16"], "--dtype is of safetensors"),
         (["--format=jpeg", "--output=new"], "format"),
         (["--format=onnx"], "output"),
     ],
@@ -224,7 +279,7 @@ def test_a_resnet_is_refused():
     weights = ResNet18(num_classes=2).state_dict()
     content = {"model_name": "ResNet18", "model_args": {"num_classes": 2}, "model": weights}
     checkpoint.save(Path("best_model.pth"), content)
-    with pytest.raises(RunError, match=r"best_model.pth is a ResNet18: only a ViT can be exported"):
+    with pytest.raises(RunError, match=r"best_model.pth is a ResNet18: a VisionTransformer is needed here"):
         export_to("vit.onnx", Path("best_model.pth"), "onnx")
 
 
@@ -240,7 +295,7 @@ def test_an_export_that_differs_leaves_nothing_behind(runs, form, monkeypatch):
 
     monkeypatch.setattr(export, "compare", compare)
     with pytest.raises(RunError, match=r"reads other logits from the export, by .*: nothing was written"):
-        export_to("folder/exported", runs["baseline"], form)
+        export_to("folder/vit.pt2", runs["baseline"], form)
     assert list(Path("folder").iterdir()) == []
 
 
@@ -252,20 +307,94 @@ def test_numbers_beyond_half_precision_are_refused(runs):
         export_to("exported", Path("best_model.pth"), "safetensors", "--dtype=fp16")
 
 
-@pytest.mark.parametrize("damage", ["truncated", "no config", "another's config"])
-def test_a_damaged_folder_is_one_line_to_the_evaluator(runs, damage):
-    folder = export_to("exported", runs["baseline"], "safetensors")
-    weights, config = folder / "model.safetensors", folder / "config.json"
-    if damage == "truncated":
-        weights.write_bytes(weights.read_bytes()[:-10])
-    elif damage == "no config":
-        config.unlink()
-    else:
-        config.write_text('{"architecture": "vit_tiny_patch16_224"}')
-    with pytest.raises(RunError, match=r"exported is damaged, or was not written by export_vit.py") as caught:
-        evaluation(folder, "evaluation")
+def is_refused(folder: Path, message: str) -> None:
+    with pytest.raises(RunError, match=message) as caught:
+        TrainedModel.load(str(folder), evaluate_vit.MODELS, torch.device("cpu"))
     assert "\n" not in str(caught.value)
-    assert not Path("evaluation").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("data", ..., "is damaged: data.class_names must be a list of names"),
+        ("data.class_names", [0, 1], "is damaged: data.class_names must be a list of names"),
+        ("data.class_names", ["cat"], "is damaged: its model has other classes, or another image size, than its data"),
+        ("data.mean", [0.5, 0.5], "is damaged: data.mean must be three numbers"),
+        ("data.std", [1, 1, float("nan")], "is damaged: data.std must be three numbers"),
+        ("config", [], "is damaged: config.data_dir must be a text"),
+        ("config.dataset", "imagenet", "is damaged: config.dataset must be the name of a dataset"),
+        ("config.img_size", "16", "is damaged: config.img_size must be a whole number"),
+        ("config.mixup_alpha", None, "is damaged: config.mixup_alpha must be a number"),
+        ("config.init_from", 3, "is damaged: config.init_from must be a text"),
+        ("precision", "load", "is damaged: precision must be float32 or bfloat16"),
+        ("epoch", ..., "is damaged: epoch must be a whole number"),
+        ("history.lr", [], "is damaged: history must be equally long lists of numbers"),
+        ("history", {"epoch": [1]}, "is damaged: history must be equally long lists of numbers"),
+        ("machine", "mine", "is damaged: machine must be an object"),
+        ("model_name", ..., "is damaged: model_name must be a text"),
+        ("model_args", {}, "is damaged: model_args.img_size must be a whole number"),
+    ],
+)
+def test_a_part_of_config_json_that_is_missing_or_of_another_type_is_named(runs, name, value, message):
+    with_part(export_to("exported", runs["baseline"], "safetensors"), name, value)
+    is_refused(Path("exported"), f"^exported/config.json {message}$")
+
+
+def with_part(folder: Path, name: str, value: Any) -> None:
+    """Give a part of config.json's `checkpoint` another value, or remove it where that is `...`."""
+    content = json.loads((folder / "config.json").read_text())
+    *outer, last = name.split(".")
+    part = reduce(dict.__getitem__, outer, content["checkpoint"])
+    part.pop(last) if value is ... else part.update({last: value})
+    (folder / "config.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("model_name", "Other", "is a Other: a VisionTransformer or ResNet18 is needed here"),
+        ("model_args.depth", "2", "can't be rebuilt: "),
+        ("model_args.depth", 3, "can't be rebuilt: 12 of its tensors do not fit, such as blocks.2.attn.proj.bias"),
+        ("model_args.num_heads", 0, "can't be rebuilt: num_heads must be at least 1"),
+        ("model_args.width", 9, "can't be rebuilt: .*unexpected keyword argument 'width'"),
+    ],
+)
+def test_a_model_that_is_not_that_of_the_weights_is_one_line(runs, name, value, message):
+    with_part(export_to("exported", runs["baseline"], "safetensors"), name, value)
+    is_refused(Path("exported"), f"exported/model.safetensors {message}")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("config.json", None, "can't read exported/config.json beside model.safetensors: No such file .*--init-from"),
+        ("config.json", lambda content: content[:200], "exported/config.json is damaged: "),
+        ("config.json", lambda _: b"\xff", "exported/config.json is damaged: "),
+        ("config.json", lambda _: b"[" * 100_000, "exported/config.json is damaged: "),
+        ("config.json", lambda _: b"[1]", "exported/config.json was not written by export_vit.py: it has no object"),
+        ("config.json", lambda _: b'{"architecture": "vit"}', "it has no object `checkpoint` .*train with --init-from"),
+        ("model.safetensors", None, "no checkpoint exported/best_model.pth"),
+        ("model.safetensors", lambda content: content[:-10], "exported/model.safetensors is damaged: "),
+        ("model.safetensors", lambda content: content[:4], "exported/model.safetensors is damaged: "),
+        ("model.safetensors", lambda _: b"", "exported/model.safetensors is damaged: "),
+        (
+            "model.safetensors",
+            lambda content: content.replace(b"head.bias", b"tail.bias"),
+            "2 of its tensors do not fit",
+        ),
+    ],
+)
+def test_a_damaged_file_of_the_folder_is_named_in_one_line(runs, name, change, message):
+    path = export_to("exported", runs["baseline"], "safetensors") / name
+    path.unlink() if change is None else path.write_bytes(change(path.read_bytes()))
+    is_refused(path.parent, message)
+
+
+def test_a_name_that_is_too_long_is_one_line(runs):
+    name = "x" * 300
+    for source, output in ((name, "new"), (str(runs["baseline"]), name)):
+        with pytest.raises(RunError, match="File name too long"):
+            export_to(output, Path(source), "safetensors")
 
 
 def test_a_place_that_can_not_be_written_is_one_line(runs):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,10 @@ def test_it_recognizes_test_images(folder, tmp_path, capsys):
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_its_card_has_the_accuracy_of_its_evaluation_and_it_is_small(folder):
-    evaluation = json.loads((folder / "evaluation" / "evaluation.json").read_text())
+    evaluation = json.loads((folder / "evaluation.json").read_text())
     assert evaluation["num_images"] == 10_000
     assert f"{evaluation['accuracy']:.2f} %" in (folder / "README.md").read_text()
+    ignored = folder / "evaluation" / "evaluation.json"  # where an evaluation of the folder is written
+    git = ["git", "-C", str(ROOT), "check-ignore", "--quiet", str(ignored)]
+    assert subprocess.run(git, check=False).returncode in (0, 128)  # 128: this is no clone
     assert sum(path.stat().st_size for path in folder.rglob("*")) < 12e6

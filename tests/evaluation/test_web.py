@@ -20,7 +20,7 @@ import export_vit
 from evaluation import web
 from evaluation.attention import class_token_attention
 from evaluation.trained import TrainedModel
-from export_vit import MODELS, ExportConfig
+from export_vit import ExportConfig
 from tests.browser import CHROMIUM, Browser
 from training.errors import RunError
 
@@ -59,7 +59,7 @@ def address(page):
 def test_the_model_of_the_page_has_our_logits_and_attention(page):
     onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(page / "vit.onnx", providers=["CPUExecutionProvider"])
-    trained, image = TrainedModel.load(MODEL, MODELS, torch.device("cpu")), torch.rand(1, 3, 32, 32)
+    trained, image = TrainedModel.load(MODEL, evaluate_vit.MODELS, torch.device("cpu")), torch.rand(1, 3, 32, 32)
     mean, std = (torch.tensor(trained.stats[name])[:, None, None] for name in ("mean", "std"))
     logits, attention = session.run(["logits", "attention"], {"images": image.numpy()})
     normalized = (image - mean) / std
