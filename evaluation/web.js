@@ -1,13 +1,16 @@
 // Classify a picture in the browser. The folder holds vit.onnx and model.json, which export_vit.py wrote, and
 // onnxruntime-web.
-import * as ort from "./ort.wasm.bundle.min.mjs";
 
 const $ = (id) => document.getElementById(id);
 const SCALE = 10; // pixels on the page for one that the model sees
-let model, session, shown;
+let ort, model, session, shown;
+let latest; // the file that was given last: an earlier one that took longer is not shown
 
 async function load() {
-  model = await (await fetch("model.json")).json(); // class_names, img_size
+  ort = await import("./ort.wasm.bundle.min.mjs"); // here, so that the page says what is missing
+  const answer = await fetch("model.json");
+  if (!answer.ok) throw new Error(`model.json: ${answer.status}`);
+  model = await answer.json(); // class_names, img_size
   ort.env.wasm.numThreads = 1; // more need response headers that a plain server does not send
   session = await ort.InferenceSession.create("vit.onnx");
   say("");
@@ -65,6 +68,11 @@ async function pixelsOf(file) {
   return context.getImageData(0, 0, bitmap.width, bitmap.height);
 }
 
+function refuse(text) {
+  $("found").hidden = true;
+  say(text);
+}
+
 async function classify(file) {
   try {
     await ready;
@@ -72,11 +80,11 @@ async function classify(file) {
     const pixels = resize(await pixelsOf(file), model.img_size);
     const images = new ort.Tensor("float32", Float32Array.from(pixels, (p) => p / 255), [1, 3, model.img_size, model.img_size]);
     const { logits, attention } = await session.run({ images });
+    if (file !== latest) return;
     show(pixels, softmax(logits.data), attention);
     say(file.name);
   } catch (error) {
-    $("found").hidden = true;
-    say(`${file.name} can't be classified: ${error.message}`);
+    if (file === latest) refuse(`${file.name} can't be classified: ${error.message}`);
   }
 }
 
@@ -133,9 +141,9 @@ function draw() {
 
 const firstPicture = (items) => [...items].find((file) => file.type.startsWith("image/"));
 const classifyFirst = (items) => {
-  const file = firstPicture(items);
-  if (file) classify(file);
-  else say("That is not a picture.");
+  latest = firstPicture(items);
+  if (latest) classify(latest);
+  else refuse("That is not a picture.");
 };
 $("file").addEventListener("change", () => $("file").files.length && classifyFirst($("file").files));
 $("attention").addEventListener("change", draw);

