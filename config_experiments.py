@@ -22,8 +22,8 @@ VIT, RESNET = "train_vit_cifar10.py", "train_resnet_cifar10.py"
 NO_POLICY = f"{VIT} --no-auto-augment --dropout 0 --label-smoothing 0.1"
 SIX_BLOCKS = f"{NO_POLICY} --depth 6 --batch-size 128"
 POOLED = f"{SIX_BLOCKS} --global-pool avg"
-ROTARY = f"{POOLED} --pos-embed rope --qk-norm"
-MUON = f"{ROTARY} --optimizer muon --learning-rate 0.002 --zero-init --schedule linear"
+RELATIVE = f"{POOLED} --pos-embed relative --qk-norm"
+MUON = f"{RELATIVE} --optimizer muon --learning-rate 0.002 --zero-init --schedule linear"
 
 SUITES: dict[str, dict[str, Experiment]] = {
     # what the classic recipe suggests to try, and claims
@@ -44,7 +44,7 @@ SUITES: dict[str, dict[str, Experiment]] = {
         "2-crop-and-flip-only": Experiment(NO_POLICY),
         "3-six-blocks": Experiment(SIX_BLOCKS, epochs=2),
         "4-mean-pooling": Experiment(POOLED, epochs=2),
-        "5-rotary-and-qk-norm": Experiment(ROTARY, epochs=2),
+        "5-relative-and-qk-norm": Experiment(RELATIVE, epochs=2),
         "6-muon": Experiment(MUON, epochs=2),
         "7-small-images-first": Experiment(f"{MUON} --small-images-share 0.7", epochs=4),
     },

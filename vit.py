@@ -33,32 +33,34 @@ class PatchEmbed(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention: every token attends to all tokens, or only the first `num_queries` tokens do."""
 
-    def __init__(self, dim: int, num_heads: int, dropout: float, qk_norm: bool = False):
+    def __init__(
+        self, dim: int, num_heads: int, dropout: float, qk_norm: bool = False, rel_pos: "RelPosBias | None" = None
+    ):
         super().__init__()
         self.num_heads = num_heads
         self.scale = (dim // num_heads) ** -0.5
         self.qkv = nn.Linear(dim, dim * 3)
         self.q_norm, self.k_norm = (nn.LayerNorm(dim // num_heads, 1e-6) if qk_norm else nn.Identity() for _ in "qk")
+        self.rel_pos = rel_pos
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = Dropout(dropout)
 
-    def queries_keys_values(self, x: Tensor, angles: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         B, N, D = x.shape
         heads = (B, N, self.num_heads, D // self.num_heads)
         q, k, v = (y.view(heads).transpose(1, 2) for y in self.qkv(x).chunk(3, dim=-1))  # (B, H, N, D/H) each
-        q, k = self.q_norm(q), self.k_norm(k)
-        if angles is not None:
-            q, k = rotate(q, angles), rotate(k, angles)
-        return q, k, v
+        return self.q_norm(q), self.k_norm(k), v
 
-    def forward(self, x: Tensor, num_queries: int | None = None, angles: Tensor | None = None) -> Tensor:
-        q, k, v = self.queries_keys_values(x, angles)
+    def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
+        q, k, v = self.queries_keys_values(x)
         q = q[:, :, :num_queries]                             # (B, H, Q, D/H), where Q = N except in the last block
+        bias = self.rel_pos(x.shape[1])[:, :num_queries].to(q.dtype) if self.rel_pos else None  # (H, Q, N)
         if x.device.type == "cpu":                            # in bf16 the fused kernel's backward is slower here
             attn = (q * self.scale) @ k.transpose(-2, -1)     # (B, H, Q, N)
+            attn = attn if bias is None else attn + bias
             x = attn.softmax(dim=-1) @ v                      # (B, H, Q, D/H)
         else:
-            x = F.scaled_dot_product_attention(q, k, v)       # (B, H, Q, D/H)
+            x = F.scaled_dot_product_attention(q, k, v, bias) # (B, H, Q, D/H)
         x = x.transpose(1, 2).flatten(2)                      # (B, Q, D)
         return self.proj_drop(self.proj(x))
 
@@ -84,15 +86,18 @@ class Block(nn.Module):
     With `num_queries`, only the first `num_queries` tokens are computed and returned; they still attend to all.
     """
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, dropout: float, qk_norm: bool = False):
+    def __init__(
+        self, dim: int, num_heads: int, mlp_ratio: float, dropout: float, qk_norm: bool = False,
+        rel_pos: "RelPosBias | None" = None,
+    ):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = Attention(dim, num_heads, dropout, qk_norm)
+        self.attn = Attention(dim, num_heads, dropout, qk_norm, rel_pos)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), dropout)
 
-    def forward(self, x: Tensor, num_queries: int | None = None, angles: Tensor | None = None) -> Tensor:
-        x = x[:, :num_queries] + self.attn(self.norm1(x), num_queries, angles)
+    def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
+        x = x[:, :num_queries] + self.attn(self.norm1(x), num_queries)
         return x + self.mlp(self.norm2(x))                    # (B, Q, D), where Q = N without num_queries
 
 
@@ -108,7 +113,8 @@ class VisionTransformer(nn.Module):
     Options, off by default:
         global_pool: the head reads the class token ("token"), or there is none and it reads the patches' mean ("avg").
         qk_norm: LayerNorm on each head's queries and keys (arXiv 2302.05442).
-        pos_embed: "rope" also turns queries and keys by angles that tell their patch's place (arXiv 2403.13298).
+        pos_embed: "learn" adds a vector for each place; "relative" adds to each head's logits a number for each offset
+            between two patches in its place (RelPosBias).
         zero_init: each block begins as the identity, and the logits at zero (init_weights).
     """
 
@@ -125,7 +131,7 @@ class VisionTransformer(nn.Module):
         dropout: float = 0.0,
         global_pool: Literal["token", "avg"] = "token",
         qk_norm: bool = False,
-        pos_embed: Literal["learn", "rope"] = "learn",
+        pos_embed: Literal["learn", "relative"] = "learn",
         zero_init: bool = False,
     ):
         super().__init__()
@@ -142,17 +148,19 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"mlp_ratio {mlp_ratio} gives the MLP of embed_dim {embed_dim} an impossible width")
         if not 0 <= dropout <= 0.99:
             raise ValueError(f"dropout must be between 0 and 0.99, got {dropout}")
-        if pos_embed == "rope" and embed_dim // num_heads % 4:
-            raise ValueError(f"pos_embed rope needs heads of a width that 4 divides, got {embed_dim}/{num_heads}")
+        if global_pool not in ("token", "avg"):
+            raise ValueError(f"global_pool must be token or avg, got {global_pool}")
+        if pos_embed not in ("learn", "relative"):
+            raise ValueError(f"pos_embed must be learn or relative, got {pos_embed}")
 
-        self.num_prefix_tokens = 1 if global_pool == "token" else 0
-        self.grid, self.head_dim, self.rope = img_size // patch_size, embed_dim // num_heads, pos_embed == "rope"
-        num_tokens = self.num_prefix_tokens + self.grid**2
+        self.num_prefix_tokens, self.grid = int(global_pool == "token"), img_size // patch_size
+        learned, num_tokens = pos_embed == "learn", self.num_prefix_tokens + self.grid**2
+        rel_pos = [None if learned else RelPosBias(self.grid, num_heads, self.num_prefix_tokens) for _ in range(depth)]
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim)) if self.num_prefix_tokens else None
-        self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, embed_dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, embed_dim)) if learned else None
         self.pos_drop = Dropout(dropout)
-        self.blocks = nn.Sequential(*[Block(embed_dim, num_heads, mlp_ratio, dropout, qk_norm) for _ in range(depth)])
+        self.blocks = nn.Sequential(*[Block(embed_dim, num_heads, mlp_ratio, dropout, qk_norm, b) for b in rel_pos])
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.head = nn.Linear(embed_dim, num_classes)
         self.init_weights(zero_init)
@@ -165,7 +173,10 @@ class VisionTransformer(nn.Module):
         """
         if self.cls_token is not None:
             nn.init.normal_(self.cls_token, std=1e-6)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if self.pos_embed is not None:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for block, module in enumerate(module for module in self.modules() if isinstance(module, RelPosBias)):
+            module.init_weights(block)
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -180,26 +191,24 @@ class VisionTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch_embed(x)                               # (B, T, D)
-        pos_embed, angles = self.positions(x.shape[1])
+        pos_embed = self.positions(x.shape[1])
         if self.cls_token is not None:                        # (B, N, D)
             x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
-        x = self.pos_drop(x + pos_embed)                      # (B, N, D)
+        x = self.pos_drop(x if pos_embed is None else x + pos_embed)
         for block in self.blocks[:-1]:
-            x = block(x, angles=angles)                       # (B, N, D)
+            x = block(x)                                      # (B, N, D)
         num_queries = None if self.cls_token is None else 1   # the head reads only the class token, or all patches
-        x = self.blocks[-1](x, num_queries, angles)           # (B, 1 or T, D)
+        x = self.blocks[-1](x, num_queries)                   # (B, 1 or T, D)
         return self.head(self.norm(x).mean(dim=1))            # (B, K)
 
-    def positions(self, num_patches: int) -> tuple[Tensor, Tensor | None]:
-        """The position embedding (1, N, D) and the angles of `rope` (N, D/2H), or None, for that many patches."""
-        grid, prefix = round(num_patches**0.5), self.num_prefix_tokens
-        pos_embed = self.pos_embed                            # (1, N, D)
-        if grid != self.grid:                                 # of a smaller image: each place is the mean of four
-            patches = pos_embed[:, prefix:].unflatten(1, (self.grid, self.grid)).permute(0, 3, 1, 2)
-            patches = F.interpolate(patches, (grid, grid), mode="area").flatten(2).transpose(1, 2)
-            pos_embed = torch.cat([pos_embed[:, :prefix], patches], dim=1)
-        angles = rope_angles(grid, self.head_dim, prefix, pos_embed.device) if self.rope else None
-        return pos_embed, angles
+    def positions(self, num_patches: int) -> Tensor | None:
+        """The position embedding (1, N, D) for that many patches."""
+        grid, prefix, pos_embed = round(num_patches**0.5), self.num_prefix_tokens, self.pos_embed
+        if pos_embed is None or grid == self.grid:
+            return pos_embed                                  # of a smaller image each place is the mean of four:
+        patches = pos_embed[:, prefix:].unflatten(1, (self.grid, self.grid)).permute(0, 3, 1, 2)
+        patches = F.interpolate(patches, (grid, grid), mode="area").flatten(2).transpose(1, 2)
+        return torch.cat([pos_embed[:, :prefix], patches], dim=1)
 
 
 def create_vit_tiny_cifar10(**overrides: Any) -> VisionTransformer:
@@ -207,26 +216,45 @@ def create_vit_tiny_cifar10(**overrides: Any) -> VisionTransformer:
     return VisionTransformer(**{"dropout": 0.1, **overrides})
 
 
-def rope_angles(grid: int, head_dim: int, num_prefix_tokens: int, device: torch.device) -> Tensor:
-    """The angles (N, D/2H) that tell each token's place: half of them the patch's row, half its column.
+NEIGHBOURS = [(0, 0), (0, 1), (1, 0), (0, -1), (-1, 0), (1, 1), (-1, -1), (1, -1), (-1, 1)]  # (rows, columns) away
 
-    A place is the patch's centre in a picture of 32 pixels, whatever its size: a halved picture has the angles of the
-    same places. From one 4-pixel patch to the next the fastest pair makes a quarter turn, which tells neighbours apart
-    and repeats after four; the slowest makes an eighth of a turn across the picture. Most of a language model's
-    frequencies (down to 1/10000) would hardly turn here. The class token is not turned.
+
+class RelPosBias(nn.Module):
+    """For each head, a learned number for each offset (rows, columns) between two patches, added to their logit.
+
+    T5's bias (arXiv 1910.10683) in two dimensions, as Swin's (2103.14030) and timm's of this name; as there, three more
+    numbers are for the class token: as query, as key, as both. A smaller image's patches take every second place or so.
     """
-    pixels = (torch.arange(grid, device=device) + 0.5) * (32 / grid)
-    angles = pixels[:, None] * torch.pi / 8 * torch.logspace(-1.2, 0, head_dim // 4, device=device)  # (grid, D/4H)
-    rows, columns = angles[:, None].expand(-1, grid, -1), angles[None].expand(grid, -1, -1)
-    angles = torch.cat([rows, columns], dim=-1).flatten(0, 1)                               # (T, D/2H)
-    return F.pad(angles, (0, 0, num_prefix_tokens, 0))
 
+    index: Tensor
 
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn the numbers i and i + D/2H of each query or key (B, H, N, D/H), seen as a point, by the token's angle i."""
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    one, other = x.chunk(2, dim=-1)                           # (B, H, N, D/2H) each
-    return torch.cat([one * cos - other * sin, one * sin + other * cos], dim=-1)
+    def __init__(self, grid: int, num_heads: int, num_prefix_tokens: int):
+        super().__init__()
+        self.num_prefix_tokens, num_offsets = num_prefix_tokens, (2 * grid - 1) ** 2
+        self.relative_position_bias_table = nn.Parameter(torch.empty(num_offsets + 3 * num_prefix_tokens, num_heads))
+        places = torch.arange(grid)
+        offset = places[:, None] - places + grid - 1          # (grid, grid), of a query's place from a key's, from 0
+        index = offset[:, None, :, None] * (2 * grid - 1) + offset[None, :, None, :]
+        self.register_buffer("index", index, persistent=False)                              # (grid, grid, grid, grid)
+
+    def forward(self, num_tokens: int) -> Tensor:
+        step, last = len(self.index) // round(num_tokens**0.5), len(self.relative_position_bias_table) - 1
+        index = self.index[::step, ::step, ::step, ::step].flatten(2).flatten(0, 1)         # (T, T)
+        if self.num_prefix_tokens:                                                          # (N, N)
+            index = F.pad(index, (0, 0, 1, 0), value=last - 2)
+            index = F.pad(index, (1, 0, 0, 0), value=last - 1)
+            index[0, 0] = last
+        return self.relative_position_bias_table[index].permute(2, 0, 1)                    # (H, N, N)
+
+    @torch.no_grad()
+    def init_weights(self, block: int) -> None:
+        """Each head begins at one of a patch's NEIGHBOURS, in turn: with minus the squared distance from it."""
+        table = self.relative_position_bias_table.zero_()
+        away = torch.arange(len(self.index) - 1, -len(self.index), -1)                      # of a key from its query
+        for head in range(table.shape[1]):
+            row, column = NEIGHBOURS[(block * table.shape[1] + head) % 9]
+            distances = (away[:, None] - row) ** 2 + (away - column) ** 2                   # squared, of each offset
+            table[: distances.numel(), head] = -distances.flatten().clamp(max=9)
 
 
 # The rest makes dropout cheaper on a CPU and changes nothing else. To skip it, read Dropout as nn.Dropout, and

@@ -34,13 +34,12 @@ def attention_inputs(model: Any, images: Tensor) -> list[Tensor]:
 
 
 @torch.inference_mode()
-def attention_weights(attention: Any, x: Tensor, angles: Tensor | None = None) -> Tensor:
-    """The attention weights (B, H, N, N) of a block for its input (B, N, D): a row for each query token, with sum 1.
-
-    `angles` are those of the model's rotary positions, if it has them.
-    """
-    q, k, _ = attention.queries_keys_values(x, angles)  # (B, H, N, D/H) each
-    return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
+def attention_weights(attention: Any, x: Tensor) -> Tensor:
+    """The attention weights (B, H, N, N) of a block for its input (B, N, D): a row for each query token, with sum 1."""
+    q, k, _ = attention.queries_keys_values(x)  # (B, H, N, D/H) each
+    logits = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+    bias = 0 if attention.rel_pos is None else attention.rel_pos(x.shape[1])  # of relative positions
+    return (logits + bias).softmax(dim=-1)
 
 
 def rollout(layers: Iterable[Tensor]) -> Tensor:
@@ -67,10 +66,9 @@ def class_token_attention(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     read = slice(0, 1) if prefix else slice(None)  # the tokens that the head reads
     for image in images.split(1):  # one by one: with 3,000 tokens a block's weights take 100 MB an image
         inputs = attention_inputs(model, image)
-        _, angles = model.positions(inputs[0].shape[1] - prefix)
-        layers = (attention_weights(block.attn, x, angles) for block, x in zip(model.blocks, inputs, strict=True))
+        layers = (attention_weights(block.attn, x) for block, x in zip(model.blocks, inputs, strict=True))
         rolled.append(rollout(layers)[:, read, prefix:].mean(dim=1))
-        heads.append(attention_weights(model.blocks[-1].attn, inputs[-1], angles)[:, :, read, prefix:].mean(dim=2))
+        heads.append(attention_weights(model.blocks[-1].attn, inputs[-1])[:, :, read, prefix:].mean(dim=2))
     return as_grid(torch.cat(rolled)).cpu(), as_grid(torch.cat(heads)).cpu()
 
 
@@ -78,6 +76,15 @@ def as_grid(patches: Tensor) -> Tensor:
     """Reshape one number a patch, row by row (..., S * S), to (..., S, S)."""
     side = round(patches.shape[-1] ** 0.5)
     return patches.unflatten(-1, (side, side))
+
+
+def position_biases(model: Any) -> Tensor:
+    """Relative positions (L, H, 2S - 1, 2S - 1): for each head of each block, the bias of a patch that lies so many
+    rows and columns below and to the right of the patch that attends, from -(S - 1) to S - 1.
+    """
+    tables = [block.attn.rel_pos.relative_position_bias_table.detach().float().cpu() for block in model.blocks]
+    offsets = (2 * len(model.blocks[0].attn.rel_pos.index) - 1) ** 2  # the class token's numbers come after them
+    return as_grid(torch.stack(tables)[:, :offsets].transpose(1, 2)).flip(-2, -1)  # a table has query minus key
 
 
 def position_similarity(model: Any) -> Tensor:

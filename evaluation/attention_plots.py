@@ -99,6 +99,18 @@ def plot_position_embeddings(similarity: Tensor, path: Path) -> None:
     save_figure(figure, path)
 
 
+def plot_position_biases(biases: Tensor, path: Path) -> None:
+    """A row for each block (L, H, 2S - 1, 2S - 1), a map for each of its first heads: exp(bias) by the key's place."""
+    shown = biases[:, :NUM_HEADS].exp()  # a bias of 1 multiplies a key's share of the attention by e
+    figure, grid = picture_grid(*shown.shape[:2], tile=1.3, caption=0.25, title="Positions that a head prefers")
+    reach = shown.shape[-1] // 2
+    for layer, (row, maps) in enumerate(zip(grid, shown, strict=True), start=1):
+        for head, (axes, values) in enumerate(zip(row, maps, strict=True), start=1):
+            draw_image(axes, COLOURS((values / values.max()).numpy()), f"block {layer}, head {head}")
+            axes.plot(reach, reach, "+", color="C0", markersize=9)  # the patch that attends
+    save_figure(figure, path)
+
+
 def plot_patch_filters(model: Any, path: Path) -> None:
     """The principal components of the patch embedding's filters, as RGB, each with its share of the variance."""
     weights = model.patch_embed.proj.weight.detach().float().cpu()  # (D, 3, P, P)

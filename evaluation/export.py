@@ -98,27 +98,24 @@ def compare(trained: TrainedModel, logits_of: Callable[[Tensor], Tensor], reader
 
 
 def export_safetensors(trained: TrainedModel, folder: Path, dtype: str) -> str:
-    """A folder with weights, config.json, README.md and evaluation.json, for timm where its ViT has their options."""
+    """A folder with weights, config.json, README.md and evaluation.json, for timm and for this repository."""
     weights = {name: tensor.to(DTYPES[dtype]).contiguous() for name, tensor in trained.model.state_dict().items()}
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
             raise RunError(f"{name} has numbers too large for {dtype}: choose --dtype bf16 or fp32")
     trained.model.load_state_dict(weights)  # rounded: what comes back is compared with the model of these weights
-    reason = why_not_timm(trained)
     folder.mkdir()
     content = safetensors.torch.save(weights, {"format": "pt"})
     (folder / WEIGHTS).write_bytes(content)  # safetensors' own save_file lets nobody else read the file
     own = {name: trained.saved[name] for name in SAVED_WITH_WEIGHTS if name in trained.saved}
     own["machine"] = {name: value for name, value in trained.run.items() if name in MACHINE}
-    write_json(folder / "config.json", ({} if reason else timm_config(trained)) | {"checkpoint": own})
-    (folder / "README.md").write_text(model_card(trained, reason, dtype), encoding="utf-8")
+    write_json(folder / "config.json", timm_config(trained) | {"checkpoint": own})
+    (folder / "README.md").write_text(model_card(trained, dtype), encoding="utf-8")
     if evaluation := evaluation_of(trained):
         write_json(folder / EVALUATION, evaluation)
 
     again = TrainedModel.load(str(folder), {trained.saved["model_name"]: type(trained.model)}, trained.device)
     checked = compare(trained, WithNormalization(again.model, **again.stats), "evaluate_vit.py")
-    if reason:
-        return f"{checked}; timm can't load it, {reason}"
     if find_spec("timm") is None:
         return f"{checked}; timm is not installed and was not asked (pip install timm)"
     import timm  # seconds, and not among the requirements
@@ -127,22 +124,18 @@ def export_safetensors(trained: TrainedModel, folder: Path, dtype: str) -> str:
     return compare(trained, WithNormalization(theirs, **trained.stats), f"timm {timm.__version__}")
 
 
-def why_not_timm(trained: TrainedModel) -> str:
-    """Why timm's VisionTransformer can't be this model; empty where it can."""
-    if trained.saved["model_args"].get("pos_embed", "learn") != "learn":
-        return "whose VisionTransformer has no rotary positions"
-    return ""
-
-
 def timm_config(trained: TrainedModel) -> dict[str, Any]:
     """timm's part of config.json. All arguments of the architecture are given, so that its name has no effect."""
     args, model = trained.saved["model_args"], trained.model
     names = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qk_norm")
     model_args = {name: args[name] for name in names if name in args}
-    if args.get("global_pool") == "avg":  # our norm comes before the mean, timm's fc_norm after it
-        model_args |= {"global_pool": "avg", "class_token": False, "fc_norm": False}
+    pooled = args.get("global_pool") == "avg"  # our norm comes before the mean, timm's fc_norm after it
+    model_args |= {"global_pool": "avg" if pooled else "token", "class_token": not pooled, "fc_norm": False}
+    relative = args.get("pos_embed") == "relative"
+    if relative:
+        model_args |= {"rel_pos_type": "bias", "init_values": None, "qkv_bias": True}
     return {
-        "architecture": "vit_tiny_patch16_224",
+        "architecture": "vit_relpos_small_patch16_224" if relative else "vit_tiny_patch16_224",
         "num_classes": len(trained.class_names),
         "num_features": model.get_parameter("head.weight").shape[1],
         "model_args": model_args,

@@ -113,7 +113,10 @@ def draw_figure(name: str, path: Path, results: Results) -> str | None:
             maps = attention.class_token_attention(subject.model, subject.normalize(images[index]))
             attention_plots.plot_attention(images[index], captions, *maps, path)
         case "position_embeddings":
-            attention_plots.plot_position_embeddings(attention.position_similarity(subject.model), path)
+            if subject.model.pos_embed is None:
+                attention_plots.plot_position_biases(attention.position_biases(subject.model), path)
+            else:
+                attention_plots.plot_position_embeddings(attention.position_similarity(subject.model), path)
         case "patch_filters":
             attention_plots.plot_patch_filters(subject.model, path)
         case "corruptions" if name in evaluation:

@@ -26,8 +26,8 @@ EVALUATION = "evaluation.json"  # in an exported folder: what evaluate_vit.py ha
 SHOWN = {"num_images", "split", "dataset", "accuracy", "accuracy_interval", "loss"}  # of it, in the card
 
 
-def model_card(trained: TrainedModel, why_not_timm: str, dtype: str) -> str:
-    """The card as Markdown. `why_not_timm` is empty where timm can load the model; `dtype` is that of the weights."""
+def model_card(trained: TrainedModel, dtype: str) -> str:
+    """The card as Markdown; `dtype` is that of the weights."""
     saved, records = trained.saved, trained.records
     config, epoch = saved["config"], saved["epoch"]
     split = monitored_split(records) if records else ""
@@ -37,8 +37,7 @@ def model_card(trained: TrainedModel, why_not_timm: str, dtype: str) -> str:
     )
     return templates.get_template("model_card.md.j2").render(
         config=config, data=saved["data"], names=trained.class_names, epoch=epoch, split=split,
-        for_timm=not why_not_timm, why_not_timm=why_not_timm, dtype=dtype,
-        source=source.parent.name if source.name in FILES else source.name, datasets=DATASETS,
+        dtype=dtype, datasets=DATASETS, source=source.parent.name if source.name in FILES else source.name,
         dataset=f"the pictures in `{folder}`" if config["dataset"] == "image-folder" else DATASETS[config["dataset"]],
         num_parameters=sum(parameter.numel() for parameter in trained.model.parameters()),
         model_args=[f"{name} {value}" for name, value in saved["model_args"].items()],

@@ -22,9 +22,9 @@ OTHER_VALUES = {  # no default among them; together they are a valid config
     "random_erasing": 0.25, "mixup_alpha": 0.75, "cutmix_alpha": 1.0, "mix_probability": 0.5, "label_smoothing": 0.1,
     "num_workers": 2, "seed": 0, "device": "cpu", "precision": "bf16", "compile": True, "tensorboard": True,
     "small_images_share": 0.5, "muon_learning_rate": 0.05, "schedule": "linear", "global_pool": "avg", "qk_norm": True,
-    "pos_embed": "rope", "zero_init": True, "init_from": "weights.pth", "freeze_backbone": True, "layer_decay": 0.75,
-    "output_dir": "somewhere", "save_minutes": 2.5, "save_every": 5, "preset": "small", "patch_size": 3,
-    "embed_dim": 64, "depth": 5, "num_heads": 4, "mlp_ratio": 2.5, "dropout": 0.0,
+    "pos_embed": "relative", "zero_init": True, "init_from": "weights.pth", "freeze_backbone": True,
+    "layer_decay": 0.75, "output_dir": "somewhere", "save_minutes": 2.5, "save_every": 5, "preset": "small",
+    "patch_size": 3, "embed_dim": 64, "depth": 5, "num_heads": 4, "mlp_ratio": 2.5, "dropout": 0.0,
 }  # fmt: skip
 
 

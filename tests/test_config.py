@@ -65,7 +65,7 @@ def test_the_presets_of_the_new_recipe_share_it_and_strong_has_the_baselines_siz
     config, baseline = ViTConfig.from_preset(preset), ViTConfig()
     assert config_vit_cifar10.NEW_RECIPE.keys() <= config.to_dict().keys()
     model = (config.global_pool, config.qk_norm, config.pos_embed, config.zero_init)
-    assert (model, config.optimizer, config.schedule) == (("avg", True, "rope", True), "muon", "linear")
+    assert (model, config.optimizer, config.schedule) == (("avg", True, "relative", True), "muon", "linear")
     assert 0 < config.warmup <= config.num_epochs / 10
     size = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "num_epochs")
     same = all(getattr(config, name) == getattr(baseline, name) for name in size)
@@ -135,7 +135,7 @@ def test_zero_is_refused_exactly_where_it_makes_no_sense(name):
         ({"small_images_share": 1.1}, "small_images_share"),
         ({"small_images_share": 0.5, "patch_size": 32}, "small_images_share"),
         ({"small_images_share": 0.5, "img_size": 21, "patch_size": 3}, "small_images_share"),
-        ({"pos_embed": "rope", "embed_dim": 30}, "pos_embed"),
+        ({"pos_embed": "rope"}, "pos_embed"),
         ({"pos_embed": "sincos"}, "pos_embed"),
         ({"global_pool": "mean"}, "global_pool"),
         ({"dropout": 1.0}, "dropout"),

@@ -68,7 +68,7 @@ VALUES: dict[str, SearchStrategy[Any]] = {
     "mlp_ratio": st.floats(0.01, 4) | st.integers(1, 4),
     "dropout": st.floats(0, 0.99),
     "global_pool": st.sampled_from(["token", "avg"]),
-    "pos_embed": st.sampled_from(["learn", "rope"]),
+    "pos_embed": st.sampled_from(["learn", "relative"]),
     "init_from": st.text(),
     "layer_decay": st.floats(0.01, 1) | st.just(1),
 }
@@ -114,8 +114,6 @@ def misfits(config_class: type[TrainConfig], values: dict[str, Any]) -> set[str]
             wrong.add("patch_size")
         if all_values["embed_dim"] % all_values["num_heads"] > 0:
             wrong.add("num_heads")
-        if all_values["pos_embed"] == "rope" and all_values["embed_dim"] // all_values["num_heads"] % 4 > 0:
-            wrong.add("pos_embed")
         if all_values["embed_dim"] * all_values["mlp_ratio"] < 1:  # an MLP of no width
             wrong.add("mlp_ratio")
     return wrong

@@ -169,7 +169,9 @@ def test_a_gradient_that_is_not_finite_stops_before_its_step_though_the_loss_is_
     loader.set_epoch(4)
     optimizer = create_optimizer(model, "adamw", learning_rate=0.01, weight_decay=0.5)
     scheduler, sums, seen = create_scheduler(optimizer, 0, 10), EpochSums(), []
-    model.pos_embed.register_hook(lambda gradient: torch.full_like(gradient, value) if seen else gradient)
+    model.get_parameter("pos_embed").register_hook(
+        lambda gradient: torch.full_like(gradient, value) if seen else gradient
+    )
     with pytest.raises(
         RunError,
         match=rf"the gradient's norm became {abs(value)} in batch 2 of epoch 5; .* Start anew with a lower --learning",
@@ -252,7 +254,7 @@ def test_a_gradient_that_is_not_finite_between_two_looks_leaves_no_trace_and_the
     def state() -> tuple:
         return flat(model), copy.deepcopy(optimizer.state_dict()["state"])
 
-    model.pos_embed.register_hook(spoil)
+    model.get_parameter("pos_embed").register_hook(spoil)
     optimizer.register_step_pre_hook(lambda *_: before.append(state()))
     optimizer.register_step_post_hook(lambda *_: after.append(state()))
     with pytest.raises(RunError, match=r"^loss or gradient were not finite in batches 4 to 6 of epoch 1; .*untouched"):

@@ -15,6 +15,7 @@ import timm
 import torch
 from timm.layers.patch_embed import resample_patch_embed as timm_resample_patch_embed
 from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.layers.pos_embed_rel import resize_rel_pos_bias_table_simple
 from timm.optim._param_groups import param_groups_layer_decay
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer as TorchvisionViT
@@ -28,6 +29,7 @@ from training.pretrained import (
     begin_fine_tuning,
     decay_by_layer,
     load_pretrained,
+    resample_biases,
     resample_patch_embed,
     resample_pos_embed,
 )
@@ -209,10 +211,11 @@ def test_without_a_class_token_the_patches_weights_are_taken_and_the_head_is_fre
 
 def test_a_class_token_that_the_file_lacks_is_fresh_with_its_position(capsys):
     theirs, ours = filled(create(global_pool="avg")), create()
-    token, position = ours.state_dict()["cls_token"].clone(), ours.pos_embed[:, :1].clone()
+    token, position = ours.state_dict()["cls_token"].clone(), ours.get_parameter("pos_embed")[:, :1].clone()
     load(write(theirs), ours)
     assert torch.equal(ours.state_dict()["cls_token"], token)
-    assert torch.equal(ours.pos_embed, torch.cat([position, theirs.pos_embed], dim=1))
+    positions = torch.cat([position, theirs.get_parameter("pos_embed")], dim=1)
+    assert torch.equal(ours.get_parameter("pos_embed"), positions)
     assert "fresh: cls_token (not in the file)\n" in capsys.readouterr().out
 
 
@@ -312,8 +315,8 @@ def test_a_file_that_is_none_is_one_line_and_executes_nothing(source, message):
         (lambda: create(qk_norm=True), {}, "k_norm.weight is not in the model.*--qk-norm"),
         (
             lambda: create(num_heads=2),
-            {"num_heads": 2, "pos_embed": "rope"},
-            "pos_embed is learn in the file and rope in the model",
+            {"pos_embed": "relative"},
+            "rel_pos.relative_position_bias_table is not in the file.*pos_embed is not in the model.*--pos-embed learn",
         ),
         (lambda: create(in_chans=1), {}, r"patch_embed.proj.weight is \[24, 1, 4, 4\]"),
         (
@@ -343,11 +346,31 @@ def test_weights_that_do_not_fit_are_refused_by_name(weights, args, message):
 
 
 def test_what_a_checkpoint_of_ours_says_of_its_model_is_checked():
-    our_checkpoint(model_args={**SMALL, "num_heads": 2, "pos_embed": "rope"})
-    load("best_model.pth", num_heads=2, pos_embed="rope")
-    load(Path.cwd(), num_heads=2, pos_embed="rope")  # the folder of its run
-    with pytest.raises(UsageError, match=r"pos_embed is rope in the file and learn in the model.*--pos-embed rope"):
-        load("best_model.pth", num_heads=2)
+    our_checkpoint(model_args={**SMALL, "num_heads": 2})
+    load("best_model.pth", num_heads=2)
+    load(Path.cwd(), num_heads=2)  # the folder of its run
+    with pytest.raises(UsageError, match=r"num_heads is 2 in the file and 3 in the model.*--num-heads 2"):
+        load("best_model.pth", num_heads=3)
+
+
+def test_a_model_with_relative_positions_says_so():
+    path = write(create(pos_embed="relative"))
+    load(path, pos_embed="relative")
+    with pytest.raises(UsageError, match=r"pos_embed is not in the file.*--pos-embed relative"):
+        load(path)
+
+
+@pytest.mark.parametrize("had_token", [True, False])
+@pytest.mark.parametrize("has_token", [True, False])
+def test_relative_positions_go_to_another_grid_as_timms(had_token, has_token):
+    torch.manual_seed(0)
+    theirs = torch.randn(15**2 + 3 * had_token, 4)
+    own = torch.randn(7**2 + 3 * has_token, 4)
+    found = resample_biases(theirs, own, had_token, has_token)
+    expected = resize_rel_pos_bias_table_simple(theirs[: 15**2], (4, 4), (7**2, 4))
+    torch.testing.assert_close(found[: 7**2], expected, rtol=0, atol=1e-5)
+    assert torch.equal(found[7**2 :], (theirs[15**2 :] if had_token else own[7**2 :]) if has_token else theirs[:0])
+    assert torch.equal(resample_biases(theirs, theirs, had_token, had_token), theirs)
 
 
 # A run

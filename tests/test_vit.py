@@ -10,11 +10,21 @@ import pytest
 import timm.models.vision_transformer
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from timm.models.vision_transformer_relpos import VisionTransformerRelPos
+from torch import Tensor, nn
 
 import vit
 from training.device import autocast
-from vit import Attention, Dropout, GeluDropout, VisionTransformer, create_vit_tiny_cifar10, rope_angles, rotate
+from vit import Attention, Dropout, GeluDropout, RelPosBias, VisionTransformer, create_vit_tiny_cifar10
+
+SMALL: dict[str, Any] = {
+    "img_size": 32,
+    "patch_size": 4,
+    "embed_dim": 24,
+    "depth": 2,
+    "num_heads": 3,
+    "num_classes": 10,
+}
 
 
 def test_the_file_begins_with_patches_and_imports_only_torch_and_typing():
@@ -82,55 +92,62 @@ def test_mean_pooling_and_qk_norm_are_timms_with_the_same_weights():
     ours.load_state_dict(theirs.state_dict())
 
 
-@pytest.mark.parametrize("qk_norm", [False, True])
-def test_with_rope_attention_depends_on_where_two_patches_lie_to_each_other_and_not_on_where_they_lie(qk_norm):
+@pytest.mark.parametrize("global_pool", ["token", "avg"])
+def test_with_relative_positions_logits_and_gradients_are_timms(global_pool):
     torch.manual_seed(0)
-    attention = Attention(48, num_heads=3, dropout=0.0, qk_norm=qk_norm).double()
-    x = torch.randn(1, 1, 48).double().expand(1, 64, 48)  # 8 x 8 tokens that are all alike
-    q, k, _ = attention.queries_keys_values(x, rope_angles(8, 16, 0, torch.device("cpu")).double())
-    logits = (q @ k.transpose(-2, -1)).view(3, 8, 8, 8, 8)
-    # both patches moved down and to the right by one; the angles are in single precision
-    torch.testing.assert_close(logits[:, :-1, :-1, :-1, :-1], logits[:, 1:, 1:, 1:, 1:], rtol=0, atol=1e-5)
-    one, column, row = (logits[:, 3, 3, y, x] for y, x in ((3, 3), (3, 4), (4, 3)))
-    assert ((one - column).abs() > 1e-4).all()
-    assert ((row - column).abs() > 1e-4).all()
+    args = {**SMALL, "global_pool": global_pool, "qk_norm": True}
+    ours = VisionTransformer(**args, pos_embed="relative").double()
+    for parameter in ours.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    theirs = VisionTransformerRelPos(
+        **args, rel_pos_type="bias", class_token=global_pool == "token", init_values=None
+    ).double()
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    logits, expected = ours(images), theirs(images)
+    torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
+    logits.square().sum().backward()
+    expected.square().sum().backward()
+    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-9, atol=1e-9, msg=f"gradient of {name}")
 
 
-def test_rope_turns_each_pair_by_the_angle_of_its_row_or_column():
-    angles = rope_angles(8, 16, 0, torch.device("cpu"))  # 4 frequencies for the row, 4 for the column
-    frequencies = [math.pi / 8 * 10 ** (-1.2 * (1 - i / 3)) for i in range(4)]
-    row, column = 2, 5  # patches of 4 pixels: their centres are at 10 and 22
-    expected = [10 * f for f in frequencies] + [22 * f for f in frequencies]
-    assert angles[8 * row + column].tolist() == pytest.approx(expected, rel=1e-5)
-    x = torch.randn(2, 3, 64, 16)
-    turned = rotate(x, angles)
-    for i in range(8):
-        point = torch.complex(x[..., i], x[..., 8 + i]) * torch.polar(torch.ones(64), angles[:, i])
-        torch.testing.assert_close(turned[..., i], point.real)
-        torch.testing.assert_close(turned[..., 8 + i], point.imag)
-
-
-def test_rope_leaves_the_class_token_as_it_is():
-    angles = rope_angles(4, 8, 1, torch.device("cpu"))
-    assert angles.shape == (17, 4)
-    assert not angles[0].any()
-    assert torch.equal(angles[1:], rope_angles(4, 8, 0, torch.device("cpu")))
+def test_each_head_begins_at_one_neighbour_of_a_patch():
+    model = VisionTransformer(**{**SMALL, "depth": 3, "num_heads": 3}, pos_embed="relative")
+    patch = 8 * 3 + 4  # row 3, column 4 of 8 x 8
+    seen = set()
+    for rel_pos in (module for module in model.modules() if isinstance(module, RelPosBias)):
+        for weights in rel_pos(65)[:, 1 + patch, 1:].softmax(dim=1):  # with zero queries and keys
+            row, column = divmod(int(weights.argmax()), 8)
+            assert weights.max() > 0.25
+            seen.add((row - 3, column - 4))
+    assert seen == {(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1)}
 
 
 def test_half_size_images_have_the_positions_of_the_same_places():
-    model = VisionTransformer(depth=1, embed_dim=24, pos_embed="rope")
-    (full, angles), (small, small_angles) = model.positions(64), model.positions(16)
+    model = VisionTransformer(depth=1, embed_dim=24)
+    full, small = model.positions(64), model.positions(16)
     assert full is model.pos_embed
-    assert angles is not None
-    assert small_angles is not None
+    assert full is not None
+    assert small is not None
     assert torch.equal(small[:, 0], full[:, 0])  # the class token's
-    for found, grid in ((small[0, 1:], full[0, 1:]), (small_angles[1:], angles[1:])):
-        places = grid.view(4, 2, 4, 2, -1).mean(dim=(1, 3)).flatten(0, 1)  # each is the middle of four
-        torch.testing.assert_close(found, places)
+    places = full[0, 1:].view(4, 2, 4, 2, -1).mean(dim=(1, 3)).flatten(0, 1)  # each is the middle of four
+    torch.testing.assert_close(small[0, 1:], places)
+
+
+def test_half_size_images_have_the_biases_of_the_same_distances_in_the_picture():
+    bias = RelPosBias(grid=8, num_heads=2, num_prefix_tokens=1)
+    nn.init.normal_(bias.relative_position_bias_table)
+    full, small = bias(65), bias(17)
+    assert torch.equal(small[:, 0, :5], full[:, 0, :5])  # the class token's
+    assert torch.equal(small[:, :5, 0], full[:, :5, 0])
+    patches = full[:, 1:, 1:].view(2, 8, 8, 8, 8)[:, ::2, ::2, ::2, ::2]
+    assert torch.equal(small[:, 1:, 1:], patches.reshape(2, 16, 16))
 
 
 @pytest.mark.parametrize("global_pool", ["token", "avg"])
-@pytest.mark.parametrize("pos_embed", ["learn", "rope"])
+@pytest.mark.parametrize("pos_embed", ["learn", "relative"])
 def test_half_size_images_give_logits_and_a_gradient_to_every_parameter(global_pool, pos_embed):
     model = VisionTransformer(depth=2, embed_dim=24, global_pool=global_pool, pos_embed=pos_embed, qk_norm=True)
     logits = model(torch.randn(2, 3, 16, 16))
@@ -179,7 +196,8 @@ def test_the_initial_weights_have_the_stated_standard_deviation():
         ({"mlp_ratio": 0.001}, "mlp_ratio"),
         ({"dropout": 1.0}, "dropout"),
         ({"dropout": math.nan}, "dropout"),
-        ({"pos_embed": "rope", "embed_dim": 18}, "pos_embed"),
+        ({"pos_embed": "rope"}, "pos_embed must be learn or relative, got rope"),
+        ({"global_pool": "max"}, "global_pool must be token or avg, got max"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_by_name(arguments, named):
@@ -198,7 +216,7 @@ def test_computing_only_the_class_token_at_the_end_changes_no_logit_and_no_gradi
     def in_full(images: Tensor) -> Tensor:
         assert model.cls_token is not None
         x = torch.cat([model.cls_token.expand(len(images), -1, -1), model.patch_embed(images)], dim=1)
-        return model.head(model.norm(model.blocks(x + model.pos_embed))[:, 0])
+        return model.head(model.norm(model.blocks(x + model.get_parameter("pos_embed")))[:, 0])
 
     logits, expected = model(images), in_full(images)
     torch.testing.assert_close(logits, expected, rtol=tolerance, atol=tolerance)

@@ -8,20 +8,22 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from training.muon import Muon
 
+NOT_DECAYED = ("cls_token", "pos_embed", "relative_position_bias_table")  # beside biases and norms
+
 
 def create_optimizer(
     model: nn.Module, name: str, learning_rate: float, weight_decay: float, muon_learning_rate: float = 0.02
 ) -> torch.optim.Optimizer:
     """AdamW, SGD with Nesterov momentum 0.9, or Muon; weight decay on the weights of linear and conv layers only.
 
-    Biases, norms, the class token and the position embedding have no decay, as in timm and DeiT. Muon takes the weights
+    Biases, norms, the class token and the positions have no decay, as in timm and DeiT. Muon takes the weights
     of the hidden layers; the first and the last layer's, and all that have no decay, get AdamW.
     """
     decayed, rest = {}, []
     for parameter_name, parameter in model.named_parameters():
         if not parameter.requires_grad:  # a frozen backbone
             continue
-        if parameter.ndim <= 1 or parameter_name.split(".")[-1] in ("cls_token", "pos_embed"):
+        if parameter.ndim <= 1 or parameter_name.split(".")[-1] in NOT_DECAYED:
             rest.append(parameter)
         else:
             decayed[parameter_name] = parameter

@@ -16,6 +16,7 @@ from training.errors import UsageError
 from training.weight_files import find_file, read_weights
 
 HEAD_WIDTH = 64  # of an attention head in all ViTs of the paper, of DeiT and of timm's sizes
+BIASES = "relative_position_bias_table"  # relative positions: (2 grid - 1)^2 offsets and 3 of a class token, by heads
 
 
 def begin_fine_tuning(model: nn.Module, config: Any, class_names: list[str], new: bool) -> None:
@@ -72,10 +73,13 @@ def fit(
         if height == width and width not in (0, size):
             fitted[name] = resample_patch_embed(kernel, size)
             adapted.append(f"{name} from {width}x{width} to {size}x{size}")
-    positions = fitted.get("pos_embed")
-    if positions is not None and positions.ndim == 3 and positions.shape[::2] == own["pos_embed"].shape[::2]:
+    positions, own_positions = fitted.get("pos_embed"), own.get("pos_embed")
+    if (
+        positions is not None and own_positions is not None
+        and positions.ndim == 3 and positions.shape[::2] == own_positions.shape[::2]
+    ):  # fmt: skip
         (token, patches), (own_token, own_patches) = (
-            split_positions(positions, had_token), split_positions(own["pos_embed"], has_token)
+            split_positions(positions, had_token), split_positions(own_positions, has_token)
         )  # fmt: skip
         old_grid, grid = math.isqrt(patches.shape[1]), math.isqrt(own_patches.shape[1])
         if 0 < old_grid**2 == patches.shape[1]:
@@ -83,6 +87,12 @@ def fit(
             fitted["pos_embed"] = torch.cat([*tokens, resample_pos_embed(patches, grid)], dim=1)
         if old_grid != grid:  # else it stays bit for bit
             adapted.append(f"pos_embed from {old_grid}x{old_grid} to {grid}x{grid}")
+    for name in [name for name in own if name.endswith(BIASES) and name in fitted]:
+        biases, own_biases = fitted[name], own[name]
+        if biases.ndim == 2 and biases.shape[1] == own_biases.shape[1]:
+            fitted[name] = resample_biases(biases, own_biases, had_token, has_token)
+            if biases.shape != own_biases.shape:
+                adapted.append(f"{name} from {len(biases)} to {len(own_biases)} offsets")
 
     num_classes = len(fitted["head.bias"].flatten()) if "head.bias" in fitted else 0
     if not num_classes:
@@ -119,6 +129,22 @@ def resample_pos_embed(pos_embed: Tensor, grid: int) -> Tensor:
     return F.interpolate(image, (grid, grid), mode="bicubic", antialias=True).flatten(2).transpose(1, 2)
 
 
+def resample_biases(biases: Tensor, own: Tensor, had_token: bool, has_token: bool) -> Tensor:
+    """Relative positions of a square grid (offsets, heads) for another one; those of the class token stay, or are own.
+
+    This is timm's resize_rel_pos_bias_table_simple. A table that is none of a square grid is returned as it is.
+    """
+    num_offsets, own_offsets = len(biases) - 3 * had_token, len(own) - 3 * has_token
+    side, own_side = math.isqrt(max(0, num_offsets)), math.isqrt(own_offsets)
+    if side == 0 or side**2 != num_offsets:
+        return biases
+    image = biases[:num_offsets].T.unflatten(1, (side, side))[None]  # (1, heads, side, side)
+    if side != own_side:
+        image = F.interpolate(image, (own_side, own_side), mode="bicubic")
+    token = (biases[num_offsets:] if had_token else own[own_offsets:]) if has_token else biases[:0]
+    return torch.cat([image[0].flatten(1).T, token])
+
+
 def resample_patch_embed(kernel: Tensor, size: int) -> Tensor:
     """The convolution (D, C, P, P) of patches for patches of another size (D, C, size, size).
 
@@ -144,15 +170,12 @@ def refuse_misfits(
         if name not in fresh and (name not in fitted or fitted[name].shape != tensor.shape)
     ]
     wrong += [f"{name} is not in the model" for name in sorted(fitted.keys() - own.keys())]
-    theirs = {"pos_embed": "learn", **about}  # only a checkpoint of ours has rotary positions
-    wrong += [
-        f"{name} is {theirs[name]} in the file and {model_args[name]} in the model"
-        for name in ("num_heads", "pos_embed")
-        if name in theirs and theirs[name] != model_args[name]
-    ]
+    num_heads = about.get("num_heads", model_args["num_heads"])
+    if num_heads != model_args["num_heads"]:
+        wrong.append(f"num_heads is {num_heads} in the file and {model_args['num_heads']} in the model")
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise UsageError(f"--init-from: {path} does not fit: {'; '.join(wrong[:3])}{more}{advice(weights, theirs)}")
+        raise UsageError(f"--init-from: {path} does not fit: {'; '.join(wrong[:3])}{more}{advice(weights, about)}")
 
 
 def advice(weights: dict[str, Tensor], about: dict[str, Any]) -> str:
@@ -164,9 +187,10 @@ def advice(weights: dict[str, Tensor], about: dict[str, Any]) -> str:
     width = len(kernel)
     num_heads = about.get("num_heads", max(1, width // HEAD_WIDTH))
     ratio, qk_norm = hidden.numel() / width, "blocks.0.attn.q_norm.weight" in weights
+    pos_embed = "relative" if any(name.endswith(BIASES) for name in weights) else "learn"
     return (
         f". Its model is --embed-dim {width} --depth {max(blocks) + 1} --num-heads {num_heads} --mlp-ratio {ratio:g} "
-        f"--pos-embed {about['pos_embed']} {'--qk-norm' if qk_norm else '--no-qk-norm'}"
+        f"--pos-embed {pos_embed} {'--qk-norm' if qk_norm else '--no-qk-norm'}"
     )
 
 

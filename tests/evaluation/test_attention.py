@@ -80,7 +80,7 @@ def model_that_looks_at(patches: list[int]) -> VisionTransformer:
     block: Any = model.blocks[0]
     nn.init.ones_(block.norm1.weight)
     with torch.no_grad():
-        model.pos_embed[0, :, :10] = torch.eye(10)
+        model.get_parameter("pos_embed")[0, :, :10] = torch.eye(10)
         width = 12 // len(patches)
         for head, patch in enumerate(patches):
             block.attn.qkv.weight[head * width, 0] = 5.0  # query, from token 0
@@ -149,33 +149,34 @@ def test_hooks_are_removed(model):
 
 @pytest.fixture
 def pooled() -> VisionTransformer:
-    """Without a class token, with rotary positions and normalized queries and keys."""
+    """Without a class token, with relative positions and normalized queries and keys."""
     torch.manual_seed(0)
     sizes = {"img_size": 12, "patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2, "num_classes": 5}
-    model = VisionTransformer(**sizes, global_pool="avg", qk_norm=True, pos_embed="rope")  # pyright: ignore
+    model = VisionTransformer(**sizes, global_pool="avg", qk_norm=True, pos_embed="relative")  # pyright: ignore
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.5)
     return model.eval()
 
 
-def test_these_weights_are_the_models_own_with_rotary_positions_and_normalized_queries_too(pooled):
+def test_these_weights_are_the_models_own_with_relative_positions_and_normalized_queries_too(pooled):
     images = torch.randn(4, 3, 12, 12)
-    inputs, (_, angles) = attention.attention_inputs(pooled, images), pooled.positions(9)
+    inputs = attention.attention_inputs(pooled, images)
     with torch.no_grad():
         for block, x in zip(pooled.blocks, inputs, strict=True):
             value = nn.functional.linear(x, block.attn.qkv.weight[32:], block.attn.qkv.bias[32:])  # the last third
-            weights = attention.attention_weights(block.attn, x, angles)
+            weights = attention.attention_weights(block.attn, x)
             heads = [weights[:, h] @ value[..., 8 * h : 8 * h + 8] for h in range(2)]
-            expected = block.attn(x, None, angles)
+            expected = block.attn(x)
             torch.testing.assert_close(block.attn.proj(torch.cat(heads, dim=-1)), expected, rtol=1e-4, atol=1e-4)
+            nn.init.zeros_(block.attn.rel_pos.relative_position_bias_table)
             uneven = (weights - attention.attention_weights(block.attn, x)).abs().amax()
-            assert uneven > 0.1  # without the angles it would be seen
+            assert uneven > 0.1  # without the biases it would be seen
 
 
 def test_without_a_class_token_a_map_shows_what_each_patch_gives_to_the_mean_of_all(pooled):
     images = torch.randn(2, 3, 12, 12)
-    inputs, (_, angles) = attention.attention_inputs(pooled, images), pooled.positions(9)
-    layers = [attention.attention_weights(b.attn, x, angles) for b, x in zip(pooled.blocks, inputs, strict=True)]
+    inputs = attention.attention_inputs(pooled, images)
+    layers = [attention.attention_weights(b.attn, x) for b, x in zip(pooled.blocks, inputs, strict=True)]
     rollout, heads = attention.class_token_attention(pooled, images)
     assert (rollout.shape, heads.shape) == ((2, 3, 3), (2, 2, 3, 3))
     torch.testing.assert_close(rollout.sum(dim=(1, 2)), torch.ones(2))
@@ -183,9 +184,16 @@ def test_without_a_class_token_a_map_shows_what_each_patch_gives_to_the_mean_of_
         row, column = divmod(patch, 3)
         torch.testing.assert_close(rollout[:, row, column], attention.rollout(layers)[..., patch].mean(dim=1))
         torch.testing.assert_close(heads[..., row, column], layers[-1][..., patch].mean(dim=2))
-    similarity = attention.position_similarity(pooled)
-    expected = nn.functional.cosine_similarity(pooled.pos_embed[0, 0], pooled.pos_embed[0, 5], dim=0)
-    torch.testing.assert_close(similarity[0, 0, 1, 2], expected.detach())
+
+
+def test_relative_positions_are_laid_out_as_the_picture_around_the_patch_that_attends(pooled):
+    biases = attention.position_biases(pooled)
+    assert biases.shape == (3, 2, 5, 5)
+    for layer, block in enumerate(pooled.blocks):
+        bias = block.attn.rel_pos(9).view(2, 3, 3, 3, 3).detach()  # query's row and column, key's row and column
+        assert torch.equal(biases[layer, :, 2, 2], bias[:, 1, 1, 1, 1])
+        assert torch.equal(biases[layer, :, 2, 4], bias[:, 1, 0, 1, 2])  # two columns to the right
+        assert torch.equal(biases[layer, :, 0, 3], bias[:, 2, 1, 0, 2])  # two rows above, one column to the right
 
 
 def test_a_resnet_has_no_attention(model):
