@@ -50,7 +50,7 @@ class TrainConfig:
     weight_decay: float = 0.05
     """weight decay of weight matrices; biases, norms, tokens and position embeddings have none (the recipe: 0.05)"""
     warmup_epochs: float | Literal["auto"] = "auto"
-    """epochs of linear warmup from 0, before the decay to 0; auto: 10 (ResNet: 5), at most a fifth of the run"""
+    """epochs of linear warmup from 0, then decay; auto: the preset's or 10 (ResNet: 5), at most a fifth of the run"""
     clip_grad_norm: float = 0.0
     """scale longer gradients down to this L2 norm; 0: off (the ViT paper: 1.0)"""
 
@@ -132,13 +132,15 @@ class TrainConfig:
 
     @classmethod
     def from_preset(cls, preset: str) -> Self:
-        return cls(preset=preset, **cls.presets[preset])  # pyright: ignore[reportCallIssue]
+        """The settings of that name. Its warmup is what "auto" means: a flag may make the run shorter."""
+        return cls(preset=preset, **(cls.presets[preset] | {"warmup_epochs": "auto"}))  # pyright: ignore[reportCallIssue]
 
     @property
     def warmup(self) -> float:
-        """Epochs of warmup, with "auto" replaced: the recipe's, but at most a fifth of the run."""
+        """Epochs of warmup, with "auto" replaced: the preset's or the recipe's, but at most a fifth of the run."""
         if self.warmup_epochs == "auto":
-            return min(self.recipe_warmup, self.num_epochs / 5)
+            preset: dict[str, Any] = self.presets[self.preset]  # pyright: ignore[reportAttributeAccessIssue]
+            return min(preset.get("warmup_epochs", self.recipe_warmup), self.num_epochs / 5)
         return self.warmup_epochs
 
     @property

@@ -19,6 +19,7 @@ from typing import ClassVar, Literal
 from config_vit_cifar10 import TrainConfig
 from resnet import ResNet18
 from train_vit_cifar10 import main
+from training import distributed
 from training.cli import parse_training_command
 from training.errors import exit_codes
 from training.provenance import resume_command
@@ -50,6 +51,6 @@ class ResNetConfig(TrainConfig):
 
 
 if __name__ == "__main__":
-    with exit_codes(f"What was saved before stays. Go on with: {resume_command(sys.argv)}"):
+    with exit_codes(f"What was saved before stays. Go on with: {resume_command(sys.argv)}"), distributed.peers():
         command = parse_training_command(ResNetConfig, __doc__ or "")
         main(command.config, ResNet18, command.resume, command.overwrite, command.extend)

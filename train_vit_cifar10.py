@@ -40,7 +40,7 @@ from training.engine import evaluate, train_one_epoch
 from training.errors import exit_codes
 from training.optim import create_optimizer, create_scheduler
 from training.pretrained import begin_fine_tuning, decay_by_layer
-from training.provenance import cpu_name, describe_machine, describe_run, resume_command
+from training.provenance import FREE_ON_RESUME, cpu_name, describe_machine, describe_run, resume_command
 from training.run import Run
 from vit import VisionTransformer
 
@@ -50,9 +50,11 @@ def main(
 ) -> None:
     """A run from its settings to its files. `create_model` takes the config's model_args and num_classes."""
     device = select_device(config.device)
-    with compile_errors(), distributed.peers(), Run(config, resume, overwrite, extend) as run:
+    shared = {name: value for name, value in config.to_dict().items() if name not in FREE_ON_RESUME}
+    shared |= {"device": device.type, "precision": config.precision, "compile": config.compile}
+    with compile_errors(), Run(config, resume, overwrite, extend) as run:
         keep_freed_memory()
-        with distributed.rank_0_first(device):  # rank 0 may download or decode the images, the others then read them
+        with distributed.rank_0_first(device, shared):  # rank 0 may download or decode, the others then read
             dataset = load_dataset(config.dataset, config.data_dir, config.img_size, config.data_url, config.cache)
         train(config, create_model, device, dataset, run)
 
@@ -154,6 +156,6 @@ def test_best_model(
 
 
 if __name__ == "__main__":
-    with exit_codes(f"What was saved before stays. Go on with: {resume_command(sys.argv)}"):
+    with exit_codes(f"What was saved before stays. Go on with: {resume_command(sys.argv)}"), distributed.peers():
         command = parse_training_command(ViTConfig, __doc__ or "")
         main(command.config, VisionTransformer, command.resume, command.overwrite, command.extend)

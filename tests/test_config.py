@@ -14,6 +14,7 @@ import train_resnet_cifar10
 from config_vit_cifar10 import ViTConfig
 from train_resnet_cifar10 import ResNetConfig
 from training.cli import parse_training_command
+from training.errors import UsageError
 
 FIELDS: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(ViTConfig)}
 NUMBERS = {name for name, kind in FIELDS.items() if {int, float} & {kind, *get_args(kind)}}
@@ -225,16 +226,27 @@ def test_the_saved_settings_hold_the_warmup_as_a_number():
         ("--warmup-epochs 0.5", 0.5, 0.5),
         ("--warmup-epochs=1", 1, 1),
         ("--warmup-epochs auto", "auto", 10),
-        ("--preset no-warmup", 0, 0),
-        ("--preset no-warmup --warmup-epochs auto", "auto", 10),
+        ("--preset no-warmup", "auto", 0),
+        ("--preset no-warmup --warmup-epochs auto", "auto", 0),
         ("--preset no-warmup --warmup-epochs=0.5", 0.5, 0.5),
         ("--preset quick --num-epochs 10", "auto", 2),
+        ("--preset cpu-15min", "auto", 1),
+        ("--preset cpu-15min --num-epochs 3", "auto", 0.6),
+        ("--preset overnight --num-epochs 4", "auto", 0.8),
+        ("--preset overnight --num-epochs 200", "auto", 5),
+        ("--preset overnight --num-epochs 4 --warmup-epochs 4", 4, 4),
+        ("--preset demo --num-epochs 1", "auto", 0.2),
     ],
 )
 def test_the_warmup_is_a_number_or_auto_on_the_command_line(flags, warmup_epochs, warmup):
     config = parse_training_command(ViTConfig, "", flags.split()).config
     assert (config.warmup_epochs, config.warmup) == (warmup_epochs, warmup)
     assert type(config.warmup_epochs) is not bool
+
+
+def test_a_warmup_that_is_given_is_refused_where_it_is_longer_than_the_run():
+    with pytest.raises(UsageError, match=r"warmup_epochs must be at most num_epochs 4, got 5\.0: give both"):
+        parse_training_command(ViTConfig, "", ["--preset=overnight", "--num-epochs=4", "--warmup-epochs=5"])
 
 
 def test_a_config_cannot_be_changed_after_its_check():

@@ -159,13 +159,3 @@ def test_machines_of_one_group_compile_together_or_not_at_all(monkeypatch, cores
     work = 1.5 * device.SECONDS_THAT_PAY * device.FLOPS_PER_CORE
     compiled, why = device.select_compile("auto", work, torch.device("cpu"), torch.bfloat16)
     assert (compiled, "too long for a run this short" in why) == (False, True)
-
-
-@pytest.mark.parametrize(("rank", "error"), [(0, UsageError), (1, RunError)])
-def test_a_device_that_one_rank_alone_lacks_is_said_by_that_rank(monkeypatch, rank, error):
-    """A UsageError is printed by rank 0 only, which may have found its device."""
-    monkeypatch.setenv("RANK", str(rank))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(RunError) as caught:
-        device.select_device("cuda")
-    assert type(caught.value) is error

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import nn
-from torch.distributed import HashStore, PrefixStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
 from resnet import ResNet18
 from training import checkpoint, distributed
@@ -329,8 +330,8 @@ def test_the_saved_resnet_is_the_evaluated_one_to_the_last_image(tmp_path):
     assert records["test_loss"][-1] == pytest.approx(found["test_loss"], rel=1e-5)
 
 
-def train_with(folder: Path, changes: str, *args: Any) -> Result:
-    """What the training script does in two processes after these changes, lines of Python."""
+def write_script(folder: Path, changes: str) -> Path:
+    """The training script, with these changes, lines of Python."""
     script = folder / "train.py"
     script.write_text(
         f"import os, sys, time; sys.path.insert(0, {str(ROOT)!r})\n"
@@ -342,12 +343,31 @@ def train_with(folder: Path, changes: str, *args: Any) -> Result:
         "from datetime import timedelta\n"
         "rank = int(os.environ['RANK'])\n"
         f"{changes}\n"
-        "with exit_codes():\n"
+        "with exit_codes(), distributed.peers():\n"
         "    config = parse_training_command(train.ViTConfig, '').config\n"
         "    train.main(config, train.VisionTransformer, False, False, False)\n"
     )
-    with running(folder, *torchrun(2), script, "--output-dir=run", *args) as run:
+    return script
+
+
+def train_with(folder: Path, changes: str, *args: Any) -> Result:
+    """What the training script does in two processes after these changes."""
+    with running(folder, *torchrun(2), write_script(folder, changes), "--output-dir=run", *args) as run:
         return run.wait()
+
+
+@contextlib.contextmanager
+def on_two_machines(folder: Path, *commands: list[Any]) -> Iterator[list[Run]]:
+    """Two torchruns of one process each, as on two machines that share a disk."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"--rdzv-endpoint=127.0.0.1:{free.getsockname()[1]}"
+    launcher = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", endpoint]
+    with contextlib.ExitStack() as held:
+        yield [
+            held.enter_context(running(folder / f"machine {number}", *launcher, *command))
+            for number, command in enumerate(commands)
+        ]
 
 
 # torch's own patience with processes that do not answer, half an hour, is four seconds in these
@@ -372,13 +392,28 @@ train.load_dataset = load_slowly
     assert times[1] - times[0] > 5  # one after the other, for five seconds or more each
 
 
-def test_processes_of_different_devices_are_refused_in_one_line(tmp_path):
-    change = "train.select_device = lambda name: train.torch.device('meta' if rank else 'cpu')"
-    result = train_with(tmp_path, change, *UNEVEN)
-    assert result.code == 1
-    assert own_lines(result.err) == [
-        "error: the processes found different devices (cpu, meta): give one with --device"
-    ]  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "flags", "why"),
+    [
+        ("", ["--device=tpu"], "--device"),  # on one of the machines, be it that of rank 0 or not
+        (f"if not rank: sys.argv.append('--output-dir={SCRIPT}')", [], f"{SCRIPT}"),  # a file: no folder can be there
+    ],
+)
+def test_a_process_that_fails_at_once_ends_those_on_another_machine_too(tmp_path, changes, flags, why):
+    """They would wait for it as long as a download may take: torchrun ends the others on its own machine only."""
+    command = [write_script(tmp_path, changes) if changes else SCRIPT, f"--output-dir={tmp_path / 'run'}", *UNEVEN]
+    with on_two_machines(tmp_path, command, [*command, *flags]) as runs:
+        results = [run.wait() for run in runs]
+    assert [result.code for result in results] == [1, 1]
+    lines = [line for result in results for line in own_lines(result.err)]
+    assert len(lines) == 2, lines
+    [told] = [line for line in lines if "another process of this run" in line]
+    [own] = {*lines} - {told}
+    [(rank, what)] = re.findall(r"^(process 1: )?error: (.*)$", own)
+    assert why in what
+    if "before it began" in told:  # it came before the first machine took torchrun's store away
+        assert told.endswith(f"ended before it began: process {1 if rank else 0}: {what}")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_mistake_that_all_processes_find_is_said_once(tmp_path):
@@ -406,13 +441,46 @@ def test_a_rank_does_not_wait_for_one_that_has_failed(monkeypatch):
     store = HashStore()
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(distributed, "rendezvous", lambda url: iter([(store, 1, 2)]))
-    prefixed = PrefixStore("0", store)
-    prefixed.set("rank 0", "cpu")
-    with pytest.raises(ZeroDivisionError), distributed.rank_0_first(torch.device("cpu")):
-        raise ZeroDivisionError  # the pictures of this rank's machine are missing, say
-    with pytest.raises(PeerError, match="another process of this run failed before the run began"):
-        distributed.wait_for(prefixed, ["rank 0", "rank 1"])
+    monkeypatch.setattr(distributed, "board", lambda: store)
+    monkeypatch.setattr(distributed, "SECONDS_TO_READ", 0)
+    for name in ("settings 0", "done 0"):
+        store.set(name, "{}")
+    cpu, why = torch.device("cpu"), "the pictures of this machine are gone"
+    with pytest.raises(OSError, match=why), distributed.peers(), distributed.rank_0_first(cpu, {}):
+        raise OSError(why)
+    monkeypatch.setenv("RANK", "0")
+    line = f"another process of this run ended before it began: process 1: {why}"
+    with pytest.raises(PeerError, match=line), distributed.peers():
+        distributed.wait_for(["done 0", "done 1"])
+
+
+@pytest.mark.parametrize(("name", "own", "other"), [("precision", "auto", "bf16"), ("device", "cpu", "cuda")])
+def test_processes_of_other_settings_are_refused_before_they_work(monkeypatch, name, own, other):
+    """One would return on its own --precision before a collective call that the others wait in."""
+    store = HashStore()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed, "board", lambda: store)
+    store.set("settings 1", json.dumps({"seed": 1, name: other}))
+    line = rf"{name} is not the same in all processes \({own}, {other}\): give them the same flags"
+    shared = {"seed": 1, name: own}
+    with pytest.raises(UsageError, match=line), distributed.rank_0_first(torch.device("cpu"), shared):
+        pytest.fail("it has begun")
+
+
+@pytest.mark.parametrize(("ends", "error"), [(True, UsageError), (False, RunError)])
+def test_a_mistake_is_said_by_the_first_process_of_a_machine_or_by_the_one_that_finds_it_alone(
+    monkeypatch, ends, error
+):
+    store = HashStore()
+    for name, value in {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "board", lambda: store)
+    monkeypatch.setattr(distributed, "SECONDS_TO_READ", 0)
+    for number in (0, 1, 2) if ends else (0, 1):
+        store.set(f"ended {number}", "")
+    with pytest.raises(RunError, match="why") as caught, distributed.peers():
+        raise UsageError("why")
+    assert type(caught.value) is error
 
 
 @pytest.mark.parametrize(
@@ -453,11 +521,13 @@ def test_cores_are_shared_out_unless_the_user_has_said_how_many_threads(monkeypa
     ("rank", "error", "said"),
     [
         (0, RunError, "error: why\n"), (0, PeerError, "error: why\n"), (0, UsageError, "error: why\n"),
-        (2, RunError, "process 2: error: why\n"), (2, PeerError, ""), (2, UsageError, ""),
+        (2, RunError, "process 2: error: why\n"), (2, PeerError, "process 2: error: why\n"),
+        (3, RunError, "process 3: error: why\n"), (3, PeerError, ""), (3, UsageError, ""),
     ],
 )  # fmt: skip
-def test_what_rank_0_says_too_no_other_says(monkeypatch, capsys, rank, error, said):
+def test_what_the_first_process_of_a_machine_says_too_no_other_says(monkeypatch, capsys, rank, error, said):
     monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("LOCAL_RANK", str(rank % 2))
     monkeypatch.setattr(sys, "stdout", sys.stdout)  # to be put back
 
     def fail() -> None:

@@ -22,15 +22,14 @@ SECONDS_THAT_PAY = 1800  # of training, from which compiling pays: it takes a mi
 def select_device(name: str) -> torch.device:
     """auto, cpu, cuda or mps to a device; UsageError for one that this machine lacks."""
     found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    error = RunError if distributed.rank() else UsageError  # rank 0, which says UsageErrors for all, may not have it
     if name == "auto":
         name = next(device for device, there in found.items() if there)
     if not found[name]:
-        raise error(f"--device {name}: torch finds no such device here; use --device auto")
+        raise UsageError(f"--device {name}: torch finds no such device here; use --device auto")
     if name == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: each process has a GPU of its own
         number = int(os.environ["LOCAL_RANK"])
         if number >= torch.cuda.device_count():
-            raise error(f"there are {torch.cuda.device_count()} GPUs: start no more processes than that")
+            raise UsageError(f"there are {torch.cuda.device_count()} GPUs: start no more processes than that")
         torch.cuda.set_device(number)
         return torch.device(name, number)
     return torch.device(name)

@@ -5,12 +5,15 @@ LOCAL_WORLD_SIZE and, after an elastic restart, TORCHELASTIC_RESTART_COUNT.
 """
 
 import contextlib
+import functools
+import json
 import os
 import signal
 import threading
 import time
 import warnings
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,10 +24,11 @@ from torch import Tensor, nn
 from torch.distributed import PrefixStore, rendezvous  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn.parallel import DistributedDataParallel
 
-from training.errors import PeerError, UsageError
+from training.errors import PeerError, RunError, Terminated, UsageError, first_line
 
 T = TypeVar("T")
 PARENT = "STOP_WITHOUT_PARENT"  # environment variable: the number of the process without which this one should end
+SECONDS_TO_READ = 3  # that a process which fails gives the others to learn of it
 
 
 def rank() -> int:
@@ -59,20 +63,58 @@ def num_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@functools.cache
+def board() -> PrefixStore:
+    """torchrun's store, on which the processes leave notes before they are connected; PeerError where it is gone."""
+    try:
+        store, *_ = next(iter(rendezvous("env://", timeout=timedelta(seconds=30))))  # it is older than this process
+    except dist.DistError:
+        raise PeerError("torchrun can't be reached: another process of this run has ended") from None
+    store.set_timeout(timedelta(minutes=30))  # torch's own, for what torch waits for
+    return PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)  # it outlives a restart
+
+
 @contextlib.contextmanager
 def peers() -> Iterator[None]:
-    """Inside it, this process is one of torchrun's, or of a suite of experiments; PeerError where another one fails."""
+    """Inside it, this process is one of torchrun's, or of a suite of experiments; PeerError where another one fails.
+
+    torchrun ends the others on the same machine only. So a process that fails leaves a note, at which they look.
+    """
     if parent := os.getppid() if under_torchrun() else int(os.environ.get(PARENT, 0)):
         threading.Thread(target=stop_without_parent, args=(parent,), daemon=True).start()
+    if world_size() == 1:
+        yield
+        return
+    board()  # while it is there: an error may come when it is not
     try:
         yield
-    except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
+    except (Exception, KeyboardInterrupt, Terminated) as error:
+        if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower()):
             raise PeerError("another process of this run failed; what was saved is kept: go on with --resume") from None
+        if not dist.is_initialized() and not leave_together(error) and isinstance(error, UsageError):
+            raise RunError(str(error)) from None  # the process that says UsageErrors for this one has not got it
         raise
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def leave_together(error: BaseException) -> bool:
+    """Leave a note of the error, and wait a moment until the others have read it: torchrun may take its store away.
+
+    Returns whether the first process of this machine ends too.
+    """
+    ended = [f"ended {number}" for number in range(world_size())]
+    first = ended[rank() - int(os.environ.get("LOCAL_RANK", 0))]
+    with contextlib.suppress(RuntimeError, KeyboardInterrupt, Terminated):  # the store is gone; a signal ends the wait
+        why = first_line(error) if isinstance(error, Exception) else "it was stopped"
+        board().compare_set("failed", "", f"process {rank()}: {why}")  # the first note stays
+        board().set(ended[rank()], "")
+        end = time.monotonic() + SECONDS_TO_READ
+        while not board().check(ended) and time.monotonic() < end:
+            time.sleep(0.1)
+        return board().check([first])
+    return False
 
 
 def stop_without_parent(parent: int) -> None:
@@ -83,40 +125,37 @@ def stop_without_parent(parent: int) -> None:
 
 
 @contextlib.contextmanager
-def rank_0_first(device: torch.device) -> Iterator[None]:
+def rank_0_first(device: torch.device, shared: dict[str, Any]) -> Iterator[None]:
     """Rank 0 does what is inside, then the others do it, then all are connected.
 
     A rank waits for the others as long as they take, be it an hour of download. PeerError where another one fails,
-    UsageError where the ranks have found devices of different types.
+    UsageError where the settings that all must share differ, as on two machines with other flags.
     """
     if world_size() == 1:
         yield
         return
-    store, *_ = next(iter(rendezvous("env://")))  # torchrun's own, which outlives a restart of its processes
-    store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    everyone = range(world_size())
+    board().set(f"settings {rank()}", json.dumps(shared))
+    wait_for([f"settings {number}" for number in everyone])
+    found = [json.loads(board().get(f"settings {number}")) for number in everyone]
+    for name in shared:
+        if len(values := sorted({str(settings[name]) for settings in found})) > 1:
+            raise UsageError(f"{name} is not the same in all processes ({', '.join(values)}): give them the same flags")
     if rank() > 0:
-        wait_for(store, ["rank 0"])
-    try:
-        yield
-    except BaseException:
-        store.set("failed", "")  # torchrun stops the other ranks on this machine only
-        raise
-    store.set(f"rank {rank()}", device.type)
-    everyone = [f"rank {number}" for number in range(world_size())]
-    wait_for(store, everyone)
-    devices = sorted({store.get(name).decode() for name in everyone})
-    if len(devices) > 1:
-        raise UsageError(f"the processes found different devices ({', '.join(devices)}): give one with --device")
+        wait_for(["done 0"])
+    yield
+    board().set(f"done {rank()}", "")
+    wait_for([f"done {number}" for number in everyone])
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank(), world_size=world_size())
+    dist.init_process_group(backend, store=PrefixStore("group", board()), rank=rank(), world_size=world_size())
     share_cores()
 
 
-def wait_for(store: PrefixStore, names: list[str]) -> None:
-    """Wait until all names are in the store; the store's own waiting would end with an error after minutes."""
-    while not store.check(names):
-        if store.check(["failed"]):
-            raise PeerError("another process of this run failed before the run began: start it again")
+def wait_for(names: list[str]) -> None:
+    """Wait until all names are on the board; the store's own waiting would end with an error after minutes."""
+    while not board().check(names):
+        if board().check(["failed"]):
+            raise PeerError(f"another process of this run ended before it began: {board().get('failed').decode()}")
         time.sleep(0.1)
 
 

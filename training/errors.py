@@ -44,6 +44,7 @@ def exit_codes(advice: str = "") -> Iterator[None]:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that has no ✓ shows ?
     rank = int(os.environ.get("RANK", 0))  # of several processes that share the work, see training/distributed.py
+    first_here = int(os.environ.get("LOCAL_RANK", rank)) == 0  # of those on this machine
     if rank:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 until the end
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # which the scripts set while they import torch
@@ -55,7 +56,7 @@ def exit_codes(advice: str = "") -> Iterator[None]:
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the run is ending
     except RunError as error:
-        if not (rank and isinstance(error, PeerError | UsageError)):  # these rank 0 says
+        if first_here or not isinstance(error, PeerError | UsageError):  # these one process says for all of a machine
             print(f"{f'process {rank}: ' if rank else ''}error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # the reader of the output is gone, as with `| head`
