@@ -23,6 +23,7 @@ from training.signals import DeferredSignals, StopRequested
 from training.tensorboard import require_tensorboard, tensorboard
 
 NUM_STATES = 2  # numbers, at most, that an optimizer keeps for each weight
+DRAW_EVERY = 30  # seconds, at least, from one drawing of the curves to the next: half a second of work
 
 
 class Run:
@@ -40,6 +41,7 @@ class Run:
     def __init__(self, config: Any, resume: bool, overwrite: bool, extend: bool):
         self.config, self.resume, self.overwrite, self.extend = config, resume, overwrite, extend
         self.held = ExitStack()
+        self.drawn_at = time.perf_counter()
         self.folder: RunFolder | None = None
         self.saved: dict[str, Any] | None = None
         self.board: Any = None
@@ -171,7 +173,9 @@ class Run:
         if self.folder:
             with self.folder.tolerating_disk_errors():
                 history.write_json(self.folder.path / "training_history.json", self.state.history)
-                self.draw_curves()
+                last_epoch = self.state.epoch == self.config.num_epochs
+                if last_epoch or time.perf_counter() - self.drawn_at > DRAW_EVERY:
+                    self.draw_curves()
         console.print_summary(metrics, self.split, new_best, self.complete)
 
     def _weights_due(self, new_best: bool) -> dict[str, dict[str, Any]]:
@@ -214,3 +218,4 @@ class Run:
         if self.folder:
             path = self.folder.path
             plot_training_curves(self.state.history, path / "training_curves.png", path.name)
+            self.drawn_at = time.perf_counter()
