@@ -22,8 +22,8 @@ from training.console import format_time
 from training.errors import RunError, UsageError
 
 __all__ = [
-    "Row", "RunRecord", "compare_predictions", "differing_settings", "group", "read_run", "to_csv", "to_markdown",
-    "to_plain", "to_table",
+    "Row", "RunRecord", "compare_predictions", "differing_settings", "group", "markdown", "read_run", "to_cells",
+    "to_csv", "to_markdown", "to_plain", "to_table",
 ]  # fmt: skip
 
 COSTS_BEGIN = "images seen"  # the column of a table from which on they say what a run cost
@@ -193,7 +193,13 @@ def to_markdown(rows: Sequence[Row], columns: Sequence[str] = ()) -> str:
     columns = columns or list(cells[0])
     if unknown := [name for name in columns if name not in cells[0]]:
         raise UsageError(f"the table has no column {unknown[0]!r}: it has {', '.join(cells[0])}")
-    lines = [columns, ["---"] * len(columns), *[[row[name].replace("|", "\\|") for name in columns] for row in cells]]
+    return markdown([{name: row[name] for name in columns} for row in cells])
+
+
+def markdown(cells: Sequence[dict[str, str]]) -> str:
+    """A Markdown table of rows with the same columns."""
+    columns = list(cells[0])
+    lines = [columns, ["---"] * len(columns), *[[text.replace("|", "\\|") for text in row.values()] for row in cells]]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
