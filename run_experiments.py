@@ -40,7 +40,7 @@ from training.data import load_dataset
 from training.distributed import num_cpus
 from training.errors import RunError, UsageError, exit_codes
 from training.job import LOOK_EVERY, Job
-from training.provenance import FREE_ON_RESUME, count_flops
+from training.provenance import FREE_ON_RESUME, count_flops, python_command
 from vit import VisionTransformer
 
 BAR = "{percentage:3.0f}% of the suite, {remaining} left | {desc}"
@@ -241,7 +241,13 @@ def measure(config: SuiteConfig, job: Job, num_images: int, num_test_images: int
     return begun + (passes(job.config, num_images) + evaluated / 3) / speed  # the forward pass is a third of a step
 
 
+def advice(argv: list[str]) -> str:
+    """What a stopped suite says: how to go on. A dry run has nothing to go on with."""
+    if "--dry-run" in argv:
+        return ""
+    return f"What was saved before stays. The same command goes on: {python_command(argv)}"
+
+
 if __name__ == "__main__":
-    again = f"What was saved before stays. The same command goes on: {shlex.join(['python', *sys.argv])}"
-    with exit_codes("" if "--dry-run" in sys.argv else again):
+    with exit_codes(advice(sys.argv)):
         main(parse(SuiteConfig, __doc__ or ""))

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from tqdm import tqdm
 import run_experiments
 from config_experiments import SUITES, Experiment
 from config_vit_cifar10 import ViTConfig
-from run_experiments import SuiteConfig, main, passes, plan, work_of
+from run_experiments import SuiteConfig, advice, main, passes, plan, work_of
 from training.errors import RunError, UsageError
 from training.history import new_history
 
@@ -230,6 +231,13 @@ def test_a_dry_run_prints_each_command_with_its_time_and_leaves_nothing(suite, c
     assert longer.endswith("--num-epochs 4")
     assert total.startswith("All that is left: ")
     assert not suite.folder.exists()
+
+
+def test_a_stopped_suite_says_how_to_go_on_and_a_dry_run_has_nothing_to_go_on_with():
+    assert advice(["run_experiments.py", "recipe", "--dry-run"]) == ""
+    python, said = sys.executable, advice(["run_experiments.py", "recipe", "--data-dir", "my images"])
+    assert re.search(rf"({python}|{Path(python).name}) run_experiments.py recipe --data-dir 'my images'$", said)
+    assert shutil.which(said.split("goes on: ")[1].split()[0]) == python
 
 
 DRIVER = """
