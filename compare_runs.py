@@ -20,10 +20,11 @@ from typing import Any
 
 import tyro
 
-from evaluation import comparison
+from evaluation import comparable, comparison
 from evaluation.comparison import RunRecord
 from evaluation.console import print_difference
 from training.cli import parse
+from training.console import print_warning
 from training.errors import RunError, UsageError, exit_codes
 from training.files import create_folder, write_atomically
 from training.history import write_json
@@ -55,7 +56,7 @@ def main(config: CompareConfig) -> None:
         raise UsageError("name at least one folder of a run, such as checkpoints/vit_tiny_cifar10")
     records, problems = read_runs(config.runs)
     if records:
-        comparison.require_comparable(records)
+        comparable.require_comparable(records)
         write_results(config, records)
     if problems:
         raise RunError("\nerror: ".join(f"left out: {problem}" for problem in problems))
@@ -78,7 +79,9 @@ def write_results(config: CompareConfig, records: list[RunRecord]) -> None:
         if name := getattr(config, flag):
             create_folder(Path(name).parent, f"--{flag}")
     rows = comparison.group(records)
-    print(comparison.to_table(rows))
+    print(comparison.to_table(rows), flush=True)
+    if warning := comparable.other_choice(records):
+        print_warning(warning)
     difference = compare_two(records) if len(records) == 2 else None
     for name, text in ((config.markdown, comparison.to_markdown(rows)), (config.csv, comparison.to_csv(rows))):
         if name:

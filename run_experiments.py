@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 from tqdm import tqdm
@@ -40,7 +40,7 @@ from training.data import load_dataset
 from training.distributed import num_cpus
 from training.errors import RunError, UsageError, exit_codes
 from training.job import LOOK_EVERY, Job
-from training.provenance import count_flops
+from training.provenance import FREE_ON_RESUME, count_flops, python_command
 from vit import VisionTransformer
 
 BAR = "{percentage:3.0f}% of the suite, {remaining} left | {desc}"
@@ -66,6 +66,8 @@ class SuiteConfig:
     """images to learn from"""
     data_dir: str = "data"
     """folder that the images are read from, and downloaded to"""
+    data_url: str = ""
+    """address to download the official files from; empty: the official address"""
     val_size: int = 1000
     """training images held out to choose the best epoch, whose model alone sees the test images; 0: choose on these"""
     output_dir: str = "checkpoints/experiments"
@@ -88,7 +90,8 @@ class SuiteConfig:
 
 def main(config: SuiteConfig) -> None:
     """Plan the suite, run what is not finished, print the table."""
-    dataset = load_dataset(config.dataset, config.data_dir, 32)  # downloaded now, before several runs want it
+    # downloaded now, before several runs want it
+    dataset = load_dataset(config.dataset, config.data_dir, 32, config.data_url)
     num_images = len(dataset.train_images) - config.val_size
     if num_images < 1:
         raise UsageError(f"--val-size {config.val_size} leaves none of the {len(dataset.train_images)} training images")
@@ -111,11 +114,19 @@ def main(config: SuiteConfig) -> None:
 
 def plan(config: SuiteConfig, num_images: int) -> list[Job]:
     """All runs of the suite, the seeds of an experiment one after the other. UsageError names what can't work."""
-    return [
+    jobs = [
         create_job(config, name, experiment, seed, num_images)
         for name, experiment in SUITES[config.suite].items()
         for seed in range(1, config.seeds + 1)
     ]
+    names: dict[tuple[Any, ...], str] = {}
+    for job in jobs:
+        settings = {name: value for name, value in job.config.to_dict().items() if name not in FREE_ON_RESUME}
+        settings["max_train_images"] = settings["max_train_images"] or num_images
+        like = names.setdefault((job.script, *settings.items()), job.name)
+        if like != job.name:
+            raise UsageError(f"{like} and {job.name} come to the same settings: give more epochs or training images")
+    return jobs
 
 
 def create_job(config: SuiteConfig, name: str, experiment: Experiment, seed: int, num_images: int) -> Job:
@@ -123,9 +134,9 @@ def create_job(config: SuiteConfig, name: str, experiment: Experiment, seed: int
     script, *flags = shlex.split(experiment.command)
     config_class = ResNetConfig if script == RESNET else ViTConfig
     flags += ["--dataset", config.dataset, "--data-dir", config.data_dir, "--val-size", str(config.val_size)]
-    flags += ["--seed", str(seed)]
+    flags += [*(["--data-url", config.data_url] if config.data_url else []), "--seed", str(seed)]
     if experiment.images != 1 or config.max_train_images:
-        flags += ["--max-train-images", str(round(experiment.images * num_images))]
+        flags += ["--max-train-images", str(max(1, round(experiment.images * num_images)))]
     try:
         if experiment.epochs != 1 or config.epochs:
             epochs = config.epochs or config_class.from_preset(preset_of(flags)).num_epochs
@@ -142,22 +153,35 @@ def preset_of(flags: list[str]) -> str:
 
 def run(config: SuiteConfig, todo: list[Job], num_images: int) -> None:
     """Run the jobs, so many side by side as `parallel` says, and show how far they are."""
-    waiting, running, work = list(todo), [], {job.name: work_of(job, num_images) for job in todo}
+    waiting, running, failed = list(todo), [], []
+    work = {job.name: work_of(job, num_images) for job in todo}
     total, before = sum(work[job.name] for job in todo), sum(work[job.name] * job.share_done for job in todo)
     with stopping(running), tqdm(total=total, initial=before, bar_format=BAR, disable=None) as bar:
         while waiting or running:
             while waiting and len(running) < config.parallel:
-                waiting[0].start(config.threads)
-                running.append(waiting.pop(0))
+                job = waiting.pop(0)
+                try:
+                    job.start(config.threads)
+                    running.append(job)
+                except RunError as error:
+                    failed.append(job)
+                    say(f"FAILED {job.name} in {job.folder}: {error}")
             time.sleep(LOOK_EVERY)
             for job in [job for job in running if job.ended()]:
                 running.remove(job)
-                tqdm.write(job.outcome(), sys.stdout)
-                sys.stdout.flush()
+                failed += [] if job.finished else [job]
+                say(job.outcome())
+            bar.total = sum(work[job.name] * (job.share_done if job in failed else 1.0) for job in todo)
             bar.n = sum(work[job.name] * job.share_done for job in todo)
             bar.set_description_str(
                 ", ".join(f"{job.name} {job.folder.name} {job.epochs_done}/{job.config.num_epochs}" for job in running)
             )
+
+
+def say(line: str) -> None:
+    """Print a line above the progress bar."""
+    tqdm.write(line, sys.stdout)
+    sys.stdout.flush()
 
 
 @contextmanager
@@ -190,6 +214,8 @@ def print_plan(config: SuiteConfig, jobs: list[Job], todo: list[Job], num_images
         if job.name in seconds:
             continue
         left = [other.name for other in todo].count(job.name)
+        if left:
+            print(f"measuring {job.name}", file=sys.stderr, flush=True)
         seconds[job.name] = measure(config, job, num_images, num_test_images) if left else 0.0
         cost = f"{left} x {format_time(seconds[job.name])}" if left else "finished"
         print(f"{job.name:<24} {cost:<18} {shlex.join([job.script, *job.flags])}", flush=True)
@@ -215,6 +241,13 @@ def measure(config: SuiteConfig, job: Job, num_images: int, num_test_images: int
     return begun + (passes(job.config, num_images) + evaluated / 3) / speed  # the forward pass is a third of a step
 
 
+def advice(argv: list[str]) -> str:
+    """What a stopped suite says: how to go on. A dry run has nothing to go on with."""
+    if "--dry-run" in argv:
+        return ""
+    return f"What was saved before stays. The same command goes on: {python_command(argv)}"
+
+
 if __name__ == "__main__":
-    with exit_codes(f"What was saved before stays. The same command goes on: {shlex.join(['python', *sys.argv])}"):
+    with exit_codes(advice(sys.argv)):
         main(parse(SuiteConfig, __doc__ or ""))

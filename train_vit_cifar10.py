@@ -131,7 +131,7 @@ def print_ready(
     schedule = f"{config.num_epochs} epochs ({config.warmup:g} of them to warm up) of {len(train_loader)} steps"
     print(
         f"Model     {metadata['model_name']}: {num_parameters:,} parameters, "
-        f"{metadata['flops'] / 1e9:.2f} GFLOP an image (forward and backward)\n"
+        f"{metadata['flops'] / 1e9:.3g} GFLOP an image (forward and backward)\n"
         f"Device    {hardware}, {metadata['precision']} ({why_precision})\n"
         f"Compile   {why_compiled}\n"
         f"Data      {config.dataset}: {images}, {img_size}x{img_size}, {num_classes} classes\n"

@@ -70,7 +70,7 @@ def main(config: CostConfig) -> None:
     draw(rows, Path(config.output_dir) / "cost_by_size.png")
     for row in rows:
         print(
-            f"{row['axis']} {row['label']}: {row['ms_per_image']:.2f} ms, {row['gflop_per_image']:.2f} GFLOP an image"
+            f"{row['axis']} {row['label']}: {row['ms_per_image']:.2f} ms, {row['gflop_per_image']:.3g} GFLOP an image"
         )
 
 

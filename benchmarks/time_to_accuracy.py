@@ -14,8 +14,8 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository's root, wherever this is started from
 
-from evaluation.comparison import read_run, require_comparable
-from evaluation.run_record import RunRecord
+from evaluation.comparable import require_comparable
+from evaluation.run_record import RunRecord, read_run
 from training.cli import parse
 from training.errors import UsageError, exit_codes
 

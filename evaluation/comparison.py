@@ -1,7 +1,7 @@
-"""Several runs side by side: rows of runs that differ only in the seed, tables, and what can't be compared.
+"""Several runs side by side: rows of runs that differ only in the seed, and tables.
 
 records = [read_run(Path(folder)) for folder in folders]
-require_comparable(records)
+require_comparable(records)  # of evaluation/comparable.py
 rows = group(records)
 print(to_table(rows))
 """
@@ -10,7 +10,6 @@ import csv
 import io
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +22,12 @@ from training.console import format_time
 from training.errors import RunError, UsageError
 
 __all__ = [
-    "Row", "RunRecord", "compare_predictions", "differing_settings", "group", "read_run", "require_comparable",
+    "Row", "RunRecord", "compare_predictions", "differing_settings", "group", "markdown", "read_run", "to_cells",
     "to_csv", "to_markdown", "to_plain", "to_table",
 ]  # fmt: skip
 
-
 COSTS_BEGIN = "images seen"  # the column of a table from which on they say what a run cost
+SEED = r"[/ _.=-]*seed[/ _.=-]*"  # in the name of a folder, before the seed
 
 
 @dataclass(frozen=True)
@@ -62,66 +61,32 @@ def group(records: Sequence[RunRecord]) -> list[Row]:
     paths = [os.path.abspath(record.name) for record in records]
     root = os.path.commonpath([os.path.dirname(path) for path in paths])
     names = {record.name: Path(path).relative_to(root).as_posix() for record, path in zip(records, paths, strict=True)}
-    folder, all_names = os.path.basename(root), list(names.values())
-    return [Row(name_row([names[run.name] for run in runs], all_names, folder), runs) for runs in groups.values()]
+    named = [[names[run.name] for run in runs] for runs in groups.values()]
+    short = [name_row(row, list(names.values())) or os.path.basename(root) * (len(named) == 1) for row in named]
+    full = [row[0] if len(row) == 1 else f"{row[0]} and {len(row) - 1} more" for row in named]
+    unique = [one if one and short.count(one) == 1 else other for one, other in zip(short, full, strict=True)]
+    return [Row(name, runs) for name, runs in zip(unique, groups.values(), strict=True)]
 
 
-def name_row(names: list[str], all_names: list[str], folder: str) -> str:
+def name_row(names: list[str], all_names: list[str]) -> str:
     """What the names of a row's runs have in common: "patch8" for "patch8/seed-1" and "patch8/seed-2".
 
-    Where that is nothing, the only row has the name of the `folder` that they are in.
+    It is "patch8" for "patch8/seed-1" alone too, unless another row has a seed of it. Empty where nothing is common.
     """
+    others = [name for name in all_names if name not in names]
     if len(names) == 1:
-        return names[0]
+        stem = without_seed(names[0])
+        return names[0] if stem in map(without_seed, others) else stem
     stem = os.path.commonprefix(names)  # noqa: RUF071 of letters, not of folders, is meant
     if any(name[len(stem) :][:1].isdigit() for name in names):  # 1 and 12 have a digit in common
         stem = stem.rstrip("0123456789")
-    stem = re.sub(r"[/ _.=-]*(seed[/ _.=-]*)?$", "", stem, flags=re.IGNORECASE)
-    taken = any(name == stem or name.startswith(f"{stem}/") for name in all_names if name not in names)
-    if not stem and len(names) == len(all_names):
-        return folder
-    return stem if stem and not taken else f"{names[0]} and {len(names) - 1} more"
+    stem = re.sub(rf"(?:{SEED}|[/ _.=-]+)$", "", stem, flags=re.IGNORECASE)
+    others = [name for name in others if name == stem or without_seed(name) != stem]
+    return "" if any(name == stem or name.startswith(f"{stem}/") for name in others) else stem
 
 
-def require_comparable(records: Sequence[RunRecord]) -> None:
-    """UsageError where runs learned from other data, chose their best epoch on another split, or were tested on others.
-
-    What a run does not say is not checked. Pixels are compared only where the images have the same size.
-    """
-    facts: list[tuple[str, Callable[[RunRecord], Any]]] = [
-        ("was trained on {}", lambda run: run.config["dataset"]),
-        ("has the classes {}", lambda run: ", ".join(run.about["data"]["class_names"])),
-        ("chose its best epoch on the {} images", lambda run: run.split),
-        ("was tested on {} images", lambda run: run.own_evaluation.get("num_images")),
-    ]
-    for size in {run.config["img_size"]: None for run in records}:
-        facts += [
-            ("was trained on pictures with the channel means {}", lambda run, size=size: pixel_means(run, size)),
-            (
-                "was tested on images with the SHA-256 {}",
-                lambda run, size=size: run.config["img_size"] == size and run.own_evaluation.get("test_images_sha256"),
-            ),
-        ]
-    for text, fact in facts:
-        known = [(run, value) for run in records if (value := fact(run))]
-        if not known:
-            continue
-        usual = Counter(value for _, value in known).most_common(1)[0][0]
-        like = next(run.name for run, value in known if value == usual)
-        for run, value in known:
-            if value != usual:
-                one, other = (
-                    text.format(f"{found:.80}" if isinstance(found, str) else found) for found in (value, usual)
-                )
-                raise UsageError(f"{run.name} can't be compared with {like}: it {one}, the other {other}; leave it out")
-
-
-def pixel_means(run: RunRecord, size: int) -> str | None:
-    """The channel means of a folder's training images of this size: two folders are told apart by them, not by name."""
-    means = run.about["data"].get("mean")
-    if run.config["dataset"] != "image-folder" or run.config["img_size"] != size or not means:
-        return None
-    return ", ".join(f"{mean:.4f}" for mean in means)
+def without_seed(name: str) -> str:
+    return re.sub(rf"{SEED}\d+$", "", name, flags=re.IGNORECASE)
 
 
 def compare_predictions(one: RunRecord, other: RunRecord) -> dict[str, Any]:
@@ -205,7 +170,7 @@ def to_cells(rows: Sequence[Row]) -> list[dict[str, str]]:
             **{name: show(row[name]) for name in different},
             COSTS_BEGIN: show(row["images_seen"], ","), "time": format_time(row["seconds"]),
             "images/s": show(row["images_per_second"], ".0f"), "parameters": show(row["num_parameters"], ","),
-            "GFLOP/image": show(row["flops"] and row["flops"] / 1e9, ".2f"),
+            "GFLOP/image": show(row["flops"] and row["flops"] / 1e9, ".3g"),
         })  # fmt: skip
     return cells
 
@@ -228,7 +193,13 @@ def to_markdown(rows: Sequence[Row], columns: Sequence[str] = ()) -> str:
     columns = columns or list(cells[0])
     if unknown := [name for name in columns if name not in cells[0]]:
         raise UsageError(f"the table has no column {unknown[0]!r}: it has {', '.join(cells[0])}")
-    lines = [columns, ["---"] * len(columns), *[[row[name].replace("|", "\\|") for name in columns] for row in cells]]
+    return markdown([{name: row[name] for name in columns} for row in cells])
+
+
+def markdown(cells: Sequence[dict[str, str]]) -> str:
+    """A Markdown table of rows with the same columns."""
+    columns = list(cells[0])
+    lines = [columns, ["---"] * len(columns), *[[text.replace("|", "\\|") for text in row.values()] for row in cells]]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

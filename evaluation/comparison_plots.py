@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.ticker import EngFormatter
 
 from training.history import History, monitored_split
 from training.plots import elapsed, marker_for, save_figure, short, whole_epochs
 
-MAX_COLOURED = 20  # curves that can be told apart: ten colours, each with two line styles
+TAB20 = plt.get_cmap("tab20")(np.arange(20)).reshape(10, 2, 4)  # ten hues, each dark and light
+COLOURS = [to_hex(colour) for colours in np.delete(TAB20, 7, axis=0).swapaxes(0, 1) for colour in colours]  # no grey
+MAX_COLOURED = len(COLOURS)  # curves that can be told apart
 STYLES = ["-", "--", "-.", ":"]
 
 
@@ -55,8 +58,8 @@ def plot_comparison(curves: Sequence[Curves], path: Path) -> int:
         if i < MAX_COLOURED:
             seeds = f", {len(one.histories)} seeds" if len(one.histories) > 1 else ""
             style = {
-                "color": f"C{i % 10}", "linestyle": STYLES[(i + i // 10) % 4], "marker": marker_for(epochs.tolist()),
-                "label": f"{short(one.name, 120 // ncols - 20)} ({split}{seeds})", "zorder": 2,
+                "color": COLOURS[i], "linestyle": STYLES[i % 4], "marker": marker_for(epochs.tolist()),
+                "label": f"{short(one.name, 140 // ncols - 20)} ({split}{seeds})", "zorder": 2,
             }  # fmt: skip
         else:
             style = {"color": "0.8", "linewidth": 0.8, "zorder": 1}

@@ -6,31 +6,119 @@ A page has a table between two comments, which name the runs and the columns of 
 
     <!-- table of results/presets/*/*: run, epochs, test (%), time -->
     <!-- end of table -->
+
+Or they name a baseline, or `the row before`, and the accuracy whose differences from it the table has:
+
+    <!-- differences of results/ladder/* from results/ladder/1-baseline: test (%) of 10,000 images -->
+    <!-- end of table -->
 """
 
+import math
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 
-from evaluation.comparison import group, read_run, to_markdown
+from evaluation import metrics
+from evaluation.comparable import require_comparable
+from evaluation.comparison import Row, group, markdown, read_run, to_cells, to_markdown
+from evaluation.run_record import RunRecord
 from training.errors import UsageError, exit_codes
 from training.files import write_atomically
 
 ROOT = Path(__file__).parents[1]
-TABLE = re.compile(r"(<!-- table of (\S+): (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- (table|differences) of ([^:\n]+): ([^\n]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+ACCURACIES: dict[str, Callable[[RunRecord], float | None]] = {
+    "last": lambda run: run.accuracies[-1] if run.finished else None,
+    "test": lambda run: run.test_accuracy if run.finished else None,
+}
 
 
 def with_tables(page: str) -> str:
     """The page's text with its tables made anew. UsageError names a table that can't be."""
-    return TABLE.sub(lambda match: f"{match[1]}\n{table(match[2], match[3].split(', '))}\n{match[4]}", page)
+    kinds = {"table": table, "differences": differences}
+    return TABLE.sub(lambda match: f"{match[1]}\n{kinds[match[2]](match[3], match[4])}\n{match[5]}", page)
 
 
-def table(runs: str, columns: list[str]) -> str:
-    """The Markdown table of the runs that match, such as results/presets/*/*, with these columns."""
-    folders = sorted(path for path in ROOT.glob(runs) if (path / "config.json").exists())
+def read_runs(patterns: str) -> list[RunRecord]:
+    """The runs in the folders that match, such as results/presets/*/* or several such patterns."""
+    paths = {path for pattern in patterns.split() for path in ROOT.glob(pattern)}
+    folders = sorted(path for path in paths if (path / "config.json").exists())
     if not folders:
-        raise UsageError(f"no runs in {runs}")
-    return to_markdown(group([read_run(folder) for folder in folders]), columns)
+        raise UsageError(f"no runs in {patterns}")
+    return [read_run(folder) for folder in folders]
+
+
+def table(runs: str, columns: str) -> str:
+    """The Markdown table of the runs that match, with these columns."""
+    return to_markdown(group(read_runs(runs)), columns.split(", "))
+
+
+def differences(runs: str, what: str) -> str:
+    """The Markdown table of how runs differ from others, and what its intervals hold.
+
+    `runs` and `what` are as in the example above; the accuracy is a share of so many images.
+    """
+    patterns, _, baseline = runs.partition(" from ")
+    found = re.fullmatch(r"(last|test) \(%\) of ([\d,]+) images", what)
+    if not (baseline and found):
+        raise UsageError(f"differences of {runs}: {what}: write RUNS from BASELINE: test (%) of N images, or last (%)")
+    in_turn = baseline == "the row before"
+    records = read_runs(patterns if in_turn else f"{patterns} {baseline}")
+    require_comparable(records)
+    rows, num_images = group(records), int(found[2].replace(",", ""))
+    known = [accuracies(row, ACCURACIES[found[1]], num_images) for row in rows]
+    base = 0 if in_turn else index_of(baseline, rows)
+    lines, notes = [], set()
+    for i, cells in enumerate(to_cells(rows)):
+        line = {name: cells[name] for name in ("run", "seeds", f"{found[1]} (%)")}
+        if i == base:
+            texts = ["", "", "the first" if in_turn else "the baseline"]
+        else:
+            other = known[i - 1 if in_turn else base]
+            texts = difference(known[i], other, num_images)
+            if known[i] and other:
+                notes.add(min(len(known[i]), len(other)) > 1)
+        lines.append(line | dict(zip(("points", "95 % interval", "verdict"), texts, strict=True)))
+    sentences = {
+        False: f"Where a side has one seed, the interval is that of two shares of {num_images:,} images: **what other "
+        "seeds would give is not in it**.",
+        True: "Where both sides have several seeds, the interval is Welch's, over the seeds.",
+    }
+    return f"{markdown(lines)}\n{' '.join(text for several, text in sentences.items() if several in notes)}\n"
+
+
+def index_of(pattern: str, rows: list[Row]) -> int:
+    """The place of the row that has the runs in the folders that match. UsageError where they are not one row."""
+    names = {run.name for run in read_runs(pattern)}
+    for i, row in enumerate(rows):
+        if {run.name for run in row.runs} == names:
+            return i
+    raise UsageError(f"{pattern} is not one row of runs that differ only in the seed")
+
+
+def accuracies(row: Row, accuracy: Callable[[RunRecord], float | None], num_images: int) -> list[float]:
+    """The accuracy of each run, in percent; empty where one is not known. UsageError for no share of so many images."""
+    values = [value for value in map(accuracy, row.runs) if value is not None]
+    for value in values:
+        if abs(value * num_images / 100 - round(value * num_images / 100)) > 1e-6 * num_images:
+            raise UsageError(f"{row.name}: {value:g} % is not the accuracy on {num_images:,} images")
+    return values if len(values) == len(row.runs) else []
+
+
+def difference(values: list[float], others: list[float], num_images: int) -> list[str]:
+    """The difference of two mean accuracies in points, its 95 % interval, and the verdict."""
+    if not (values and others):
+        return ["-", "-", "not measured"]
+    if min(len(values), len(others)) > 1:
+        low, high = metrics.welch_interval(values, others)
+    else:
+        count, other = (round(fmean(one) * num_images / 100) for one in (values, others))
+        low, high = (100 * bound for bound in metrics.shares_interval(count, other, num_images))
+    interval = "not known" if math.isnan(low) else f"{low:+.2f} to {high:+.2f}"
+    verdict = "better" if low > 0 else "worse" if high < 0 else "not decided"
+    return [f"{fmean(values) - fmean(others):+.2f}", interval, verdict]
 
 
 def main(pages: list[str]) -> None:

@@ -96,9 +96,18 @@ def test_a_run_of_other_data_is_refused_before_anything_is_written(capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_runs_that_chose_on_other_numbers_of_images_are_warned_of_under_the_table(capsys):
+    folders = [write_run(Path(name), [70.0 + i], "val", val_size=1000, seed=i) for i, name in enumerate("ab")]
+    main(CompareConfig(tuple(folders), "x.png"))
+    assert capsys.readouterr().err == ""
+    main(CompareConfig((*folders, write_run(Path("c"), [70.0], "val", val_size=5000)), "x.png"))
+    [warning] = capsys.readouterr().err.splitlines()
+    assert "chose their best epochs on different held-out images (1,000 images: a, b; 5,000 images: c)" in warning
+
+
 def test_forty_runs_are_drawn_and_those_without_a_colour_counted(capsys):
     main(CompareConfig(tuple(write_run(Path(f"runs/{i}"), [i, i + 1.0], depth=i + 1) for i in range(40)), "x.png"))
-    assert "Curves: x.png (20 of 40, those with the lowest accuracies, are grey)" in capsys.readouterr().out
+    assert "Curves: x.png (22 of 40, those with the lowest accuracies, are grey)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flag", ["output", "markdown", "csv", "json"])

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.colors import to_rgb
 from PIL import Image
 
+from config_experiments import SUITES
 from evaluation import attention_plots, comparison_plots, evaluation_plots, metrics
 from evaluation.comparison_plots import Curves, plot_comparison
 from training import plots
@@ -98,7 +100,7 @@ def test_the_best_epoch_is_marked_by_epoch_and_by_time(tmp_path, monkeypatch):
 def test_the_curves_of_any_number_of_runs(path, count, num_epochs):
     records = history_of(num_epochs, "val")
     curves = [Curves(f"{LONG}{i}", [records] * (1 + i % 3), 500 if i % 2 else None) for i in range(count)]
-    assert plot_comparison(curves, path) == max(0, count - 20)
+    assert plot_comparison(curves, path) == max(0, count - 18)
 
 
 def test_seeds_are_a_mean_and_a_band_by_epoch_images_and_time(tmp_path, monkeypatch):
@@ -121,16 +123,30 @@ def test_seeds_are_a_mean_and_a_band_by_epoch_images_and_time(tmp_path, monkeypa
     plt.close(drawn[0])
 
 
+def test_the_legend_names_the_experiments_of_the_longest_suite_in_full(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(comparison_plots, "save_figure", lambda figure, path: drawn.append(figure))
+    names = list(SUITES["data-efficiency"])
+    plot_comparison([Curves(name, [history_of(2, "val")] * 3) for name in names], tmp_path / "x.png")
+    [legend] = drawn[0].legends
+    assert [text.get_text().split(" ")[0] for text in legend.get_texts()] == names[:18]
+    drawn[0].canvas.draw()
+    assert legend.get_window_extent().width < drawn[0].bbox.width
+    plt.close(drawn[0])
+
+
 def test_of_many_runs_the_best_have_colours_that_can_be_told_apart(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(comparison_plots, "save_figure", lambda figure, path: drawn.append(figure))
     curves = [Curves(f"run {i}", [history_of(2) | {"test_acc": [1.0, float(i)]}]) for i in range(25)]
-    assert plot_comparison(curves, tmp_path / "x.png") == 5
+    assert plot_comparison(curves, tmp_path / "x.png") == 7
     lines = drawn[0].axes[1].lines
     grey = [line.get_ydata()[1] for line in lines if line.get_color() == "0.8"]
-    assert sorted(grey) == [0, 1, 2, 3, 4]
-    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 20 + 1
-    assert drawn[0].legends[0].get_title().get_text() == "grey: 5 more, with lower accuracies"
+    assert sorted(grey) == [0, 1, 2, 3, 4, 5, 6]
+    colours = {to_rgb(line.get_color()) for line in lines}
+    assert len(colours) == 18 + 1
+    assert [max(colour) - min(colour) < 0.05 for colour in colours].count(True) == 1  # no curve looks like a grey one
+    assert drawn[0].legends[0].get_title().get_text() == "grey: 7 more, with lower accuracies"
     assert len(drawn[0].axes) == 3  # none of the runs says how many images it saw
     plt.close(drawn[0])
 

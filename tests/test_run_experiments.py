@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,12 +11,15 @@ import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tqdm import tqdm
 
+import run_experiments
 from config_experiments import SUITES, Experiment
 from config_vit_cifar10 import ViTConfig
-from run_experiments import SuiteConfig, main, passes, plan, work_of
+from run_experiments import SuiteConfig, advice, main, passes, plan, work_of
 from training.errors import RunError, UsageError
 from training.history import new_history
 
@@ -144,9 +149,61 @@ def test_a_failed_run_is_reported_and_the_others_go_on(suite, capsys):
         main(suite)
     out = capsys.readouterr().out
     [failure] = [line for line in out.splitlines() if line.startswith("FAILED")]
-    assert "plain, exit code 1: " in failure
-    assert "seed-1.log" in failure
+    assert failure.startswith(f"FAILED plain in {suite.folder / 'plain' / 'seed-1'}, exit code 1: ")
+    assert failure.endswith(f"; see {suite.folder / 'plain' / 'seed-1.log'}")
     assert f"done {suite.folder / 'longer' / 'seed-1'}" in out
+
+
+@pytest.mark.parametrize("in_the_way", ["plain", "plain/seed-1.log/folder"])
+def test_a_run_that_cannot_be_started_is_a_failed_one_and_no_work_that_is_left(suite, capsys, monkeypatch, in_the_way):
+    bars = []
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **kwargs)
+            bars.append(self)
+
+    monkeypatch.setattr(run_experiments, "tqdm", Bar)
+    (suite.folder / in_the_way).parent.mkdir(parents=True)
+    (suite.folder / in_the_way).write_text("in the way")
+    with pytest.raises(RunError, match=r"1 of 2 runs failed: .*plain.seed-1$"):
+        main(suite)
+    out = capsys.readouterr().out
+    [failure] = [line for line in out.splitlines() if line.startswith("FAILED")]
+    assert re.match(rf"FAILED plain in {suite.folder}/plain/seed-1: can't .*{suite.folder}/plain", failure)
+    assert f"done {suite.folder / 'longer' / 'seed-1'}" in out
+    [bar] = bars
+    assert 0 < bar.n == bar.total
+
+
+@pytest.mark.parametrize(
+    ("suite", "flags", "names"),
+    [
+        ("recipe", {"epochs": 1}, "baseline and half-the-epochs"),
+        ("data-efficiency", {"max_train_images": 10, "epochs": 10}, "vit-5%-equal-epochs and vit-10%-equal-epochs"),
+        ("data-efficiency", {"max_train_images": 3, "epochs": 2}, "vit-5%-equal-epochs and vit-10%-equal-epochs"),
+    ],
+)
+def test_experiments_that_come_to_the_same_settings_are_refused(suite, flags, names):
+    num_images = flags.get("max_train_images", 49_000)
+    with pytest.raises(UsageError, match=f"^{names} come to the same settings"):
+        plan(SuiteConfig(suite, seeds=2, **flags), num_images)
+
+
+def test_all_images_are_the_same_whether_they_are_counted_or_not(monkeypatch):
+    counted = Experiment(f"{TINY} --max-train-images 500")
+    monkeypatch.setitem(SUITES, "recipe", {"all": Experiment(TINY), "counted": counted})
+    plan(SuiteConfig("recipe"), 1000)
+    with pytest.raises(UsageError, match=r"^all and counted come to the same settings"):
+        plan(SuiteConfig("recipe"), 500)
+
+
+def test_another_address_of_the_images_is_passed_on(monkeypatch, cifar):
+    with pytest.raises(RunError, match=r"http://127\.0\.0\.1:1/mirror"):
+        main(SuiteConfig("recipe", data_dir=str(cifar.path.parent / "none"), data_url="http://127.0.0.1:1/mirror"))
+    [job, *_] = plan(SuiteConfig("recipe", data_url="http://127.0.0.1:1/mirror"), 49_000)
+    assert job.config.data_url == "http://127.0.0.1:1/mirror"
+    assert "--data-url" not in plan(SuiteConfig("recipe"), 49_000)[0].flags
 
 
 def test_a_flag_that_cannot_work_is_named_before_anything_runs(suite, monkeypatch):
@@ -164,7 +221,9 @@ def test_settings_of_a_suite_have_limits(flags):
 
 def test_a_dry_run_prints_each_command_with_its_time_and_leaves_nothing(suite, capsys):
     main(replace(suite, dry_run=True, seeds=2))
-    title, plain, longer, total = capsys.readouterr().out.splitlines()
+    out, err = capsys.readouterr()
+    assert [line for line in err.splitlines() if "measuring" in line] == ["measuring plain", "measuring longer"]
+    title, plain, longer, total = out.splitlines()
     assert "4 runs" in title
     assert plain.startswith("plain ")
     assert " 2 x " in plain
@@ -172,6 +231,13 @@ def test_a_dry_run_prints_each_command_with_its_time_and_leaves_nothing(suite, c
     assert longer.endswith("--num-epochs 4")
     assert total.startswith("All that is left: ")
     assert not suite.folder.exists()
+
+
+def test_a_stopped_suite_says_how_to_go_on_and_a_dry_run_has_nothing_to_go_on_with():
+    assert advice(["run_experiments.py", "recipe", "--dry-run"]) == ""
+    python, said = sys.executable, advice(["run_experiments.py", "recipe", "--data-dir", "my images"])
+    assert re.search(rf"({python}|{Path(python).name}) run_experiments.py recipe --data-dir 'my images'$", said)
+    assert shutil.which(said.split("goes on: ")[1].split()[0]) == python
 
 
 DRIVER = """

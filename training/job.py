@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from training import distributed, history
-from training.errors import RunError, UsageError
+from training.errors import RunError, UsageError, first_line
+from training.files import create_folder
 from training.provenance import FREE_ON_RESUME
 
 ROOT = Path(__file__).parents[1]
@@ -65,16 +66,19 @@ class Job:
         return self.epochs_done == self.config.num_epochs and tested
 
     def start(self, threads: int) -> None:
-        """Start the script, or let it go on with what is in the folder."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        """Start the script, or let it go on with what is in the folder. RunError where it can't be started there."""
+        create_folder(self.folder.parent)
         resume = ["--resume"] if any(self.folder.glob("last*.pth")) else []
-        with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / self.script), *self.flags, "--output-dir", str(self.folder), *resume],
-                env=os.environ | {"OMP_NUM_THREADS": str(threads), distributed.PARENT: str(os.getpid())},
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True,  # Ctrl-C is for the parent, which passes it on
-            )  # fmt: skip
+        try:
+            with open(self.log, "ab") as log:
+                self.process = subprocess.Popen(
+                    [sys.executable, str(ROOT / self.script), *self.flags, "--output-dir", str(self.folder), *resume],
+                    env=os.environ | {"OMP_NUM_THREADS": str(threads), distributed.PARENT: str(os.getpid())},
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                    start_new_session=True,  # Ctrl-C is for the parent, which passes it on
+                )  # fmt: skip
+        except OSError as error:
+            raise RunError(f"can't start it with its console in {self.log}: {first_line(error)}") from None
 
     def ended(self) -> bool:
         return self.process is None or self.process.poll() is not None
@@ -92,7 +96,7 @@ class Job:
         """What became of it, in a line."""
         code = self.process.returncode if self.process else 0
         if code or not self.finished:
-            return f"FAILED {self.name}, exit code {code}: {self.last_line()}; see {self.log}"
+            return f"FAILED {self.name} in {self.folder}, exit code {code}: {self.last_line()}; see {self.log}"
         records: dict[str, Any] = history.read(self.folder / "training_history.json") or {}
         split = history.monitored_split(records)
         return f"done {self.folder}: best {split} accuracy {max(records[f'{split}_acc']):.2f}%"

@@ -166,6 +166,11 @@ def resume_command(argv: list[str]) -> str:
     if distributed.under_torchrun():
         return f"the same torchrun command with --resume{' in place of --overwrite' * ('--overwrite' in argv)}"
     others = [word for word in argv if word not in ("--resume", "--overwrite", "--extend")]
+    return python_command([*others, "--resume"])
+
+
+def python_command(argv: list[str]) -> str:
+    """The command that has this Python run a script with its arguments."""
     name = Path(sys.executable).name
     python = name if shutil.which(name) == sys.executable else sys.executable  # with no virtual environment activated
-    return shlex.join([python, *others, "--resume"])
+    return shlex.join([python, *argv])

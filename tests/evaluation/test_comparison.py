@@ -13,7 +13,8 @@ import pytest
 
 from config_vit_cifar10 import ViTConfig
 from evaluation import comparison
-from evaluation.comparison import group, read_run, require_comparable, to_csv, to_markdown, to_plain, to_table
+from evaluation.comparable import require_comparable
+from evaluation.comparison import group, read_run, to_csv, to_markdown, to_plain, to_table
 from evaluation.run_record import RunRecord
 from tests.run_folders import write_evaluation, write_run
 from training.errors import RunError, UsageError
@@ -195,7 +196,14 @@ def test_a_setting_that_only_vits_have_is_a_column_where_vits_differ(tmp_path):
         (["a/one", "a/two", "a/three"], ["a"]),
         (["a/vit/1", "a/vit/2", "!a/vit"], ["vit/1 and 1 more", "vit"]),
         (["a/x/1", "a/x/2", "!a/x/3"], ["1 and 1 more", "3"]),
+        (["a/x/1", "a/x/2", "!a/x/3", "!b"], ["a/x/1 and 1 more", "a/x/3", "b"]),
         (["!a/b"], ["b"]),
+        (["a/patch8/seed-1", "!a/b/seed-1"], ["patch8", "b"]),
+        (["a/patch8/seed-1"], ["patch8"]),
+        (["!a/b/seed-1", "!a/b/seed-2"], ["seed-1", "seed-2"]),
+        (["a/b/seed-1", "!a/b/seed-2", "!a/c/seed-1"], ["b/seed-1", "b/seed-2", "c"]),
+        (["a/b/seed-1", "a/b/seed-2", "!a/b/seed-3", "!a/c/seed-1"], ["b", "b/seed-3", "c"]),
+        (["a/b-seed1", "!a/b_seed2"], ["b-seed1", "b_seed2"]),
         (["!a/run", "!b/run"], ["a/run", "b/run"]),
     ],
 )
@@ -206,6 +214,11 @@ def test_a_row_has_the_name_that_its_folders_share(tmp_path, monkeypatch, folder
     relative = [folder.strip("!") for folder in folders]
     for paths in (relative, [str(tmp_path / folder) for folder in relative]):
         assert [row.name for row in group(read(*paths))] == names
+
+
+def test_little_arithmetic_is_not_none(tmp_path):
+    [row] = comparison.to_cells(group(read(write_run(tmp_path / "a", [70.0], about={"flops": 1_234_000}))))
+    assert row["GFLOP/image"] == "0.00123"
 
 
 def test_no_runs_are_no_rows():
@@ -275,6 +288,22 @@ def test_a_run_of_other_data_or_another_split_is_refused_and_named(tmp_path, cha
     with pytest.raises(UsageError, match=rf"other can't be compared with .*: it {reason}.*; leave it out") as refusal:
         require_comparable(read(*folders))
     assert len(str(refusal.value).splitlines()) == 1
+
+
+def test_every_run_that_is_unlike_the_most_is_named_with_its_reason(tmp_path):
+    folders = [write_run(tmp_path / name, [70.0], **BASE) for name in "abc"]
+    folders.append(write_run(tmp_path / "digits", [70.0], dataset="digits"))
+    folders.append(write_run(tmp_path / "split", [70.0], "val", **BASE))
+    folders.append(write_run(tmp_path / "digits2", [70.0], dataset="digits"))
+    with pytest.raises(UsageError) as refusal:
+        require_comparable(read(*folders))
+    lines = str(refusal.value).split("\nerror: ")
+    found = [re.search(r"(\w+) can't be compared with .*/(\w): it (.*), the other", line) for line in lines]
+    assert [match and match.groups() for match in found] == [
+        ("digits", "a", "was trained on digits"),
+        ("digits2", "a", "was trained on digits"),
+        ("split", "a", "chose its best epoch on the val images"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from scipy.stats import ttest_ind
 
+from evaluation import metrics, tables
 from evaluation.tables import TABLE, with_tables
+from tests.run_folders import write_run
 from training.errors import RunError, UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -17,11 +20,16 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 def test_every_table_is_up_to_date(page):
     text = page.read_text()
     assert with_tables(text) == text, "make them anew: .venv/bin/python -m evaluation.tables README.md docs/*.md"
-    assert text.count("<!-- table of ") == len(TABLE.findall(text)), "a table's first or last line is misspelled"
+    begun = text.count("<!-- table of ") + text.count("<!-- differences of ")
+    assert begun == text.count("<!-- end of table -->") == len(TABLE.findall(text)), (
+        "a first or last line is misspelled"
+    )
 
 
 def test_the_pages_have_tables():
-    assert sum(len(TABLE.findall(page.read_text())) for page in PAGES) >= 2
+    kinds = [kind for page in PAGES for _, kind, *_ in TABLE.findall(page.read_text())]
+    assert kinds.count("table") >= 2
+    assert kinds.count("differences") >= 1
 
 
 @pytest.mark.parametrize(
@@ -34,6 +42,86 @@ def test_the_pages_have_tables():
 def test_a_table_that_cannot_be_made_is_named(runs, columns, problem):
     with pytest.raises(UsageError, match=problem):
         with_tables(f"<!-- table of {runs}: {columns} -->\n<!-- end of table -->\n")
+
+
+def rows_of(text: str) -> dict[str, list[str]]:
+    """The cells of a Markdown table's lines, by the first cell."""
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    return {first: rest for first, *rest in cells[2:]}
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch) -> Path:
+    """A baseline and a better run with three seeds each, and with one seed runs that are much, little and no better."""
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    for name, depth, accuracies in (
+        ("a-baseline", 1, [70.0, 72.0, 71.0]), ("b-seeds", 2, [73.0, 74.0, 75.5]), ("c-noisy", 3, [60.0, 72.0, 84.0]),
+        ("d-little", 4, [71.5]), ("e-worse", 5, [60.0]), ("f-same", 6, [50.0, 50.0]),
+    ):  # fmt: skip
+        for seed, accuracy in enumerate(accuracies, 1):
+            write_run(tmp_path / name / f"seed-{seed}", [80.0, accuracy], seed=seed, depth=depth)
+    write_run(tmp_path / "g-stopped" / "seed-1", [80.0], num_epochs=2, depth=7)
+    return tmp_path
+
+
+def test_differences_from_a_baseline_have_an_interval_and_a_verdict(runs):
+    text = tables.differences("*/* from a-baseline/*", "last (%) of 1,000 images")
+    rows = rows_of(text)
+    assert rows["a-baseline"][-3:] == ["", "", "the baseline"]
+    welch = ttest_ind([73.0, 74.0, 75.5], [70.0, 72.0, 71.0], equal_var=False).confidence_interval(0.95)
+    assert rows["b-seeds"] == [
+        "3 (1, 2, 3)",
+        "74.17 ± 1.26",
+        "+3.17",
+        f"{welch.low:+.2f} to {welch.high:+.2f}",
+        "better",
+    ]
+    assert rows["c-noisy"][-3::2] == ["+1.00", "not decided"]
+    low, high = metrics.shares_interval(715, 710, 1000)
+    assert rows["d-little"][-3:] == ["+0.50", f"{100 * low:+.2f} to {100 * high:+.2f}", "not decided"]
+    assert rows["e-worse"][-3::2] == ["-11.00", "worse"]
+    assert rows["g-stopped"][-3:] == ["-", "-", "not measured"]
+    assert "two shares of 1,000 images: **what other seeds would give is not in it**" in text
+    assert "Welch" in text
+
+
+def test_differences_from_the_row_before(runs):
+    text = tables.differences("[de]*/* from the row before", "test (%) of 1,000 images")
+    assert rows_of(text) == {
+        "d-little": ["1 (1)", "80.00", "", "", "the first"],
+        "e-worse": ["1 (1)", "80.00", "+0.00", "-3.51 to +3.51", "not decided"],
+    }
+    assert "Welch" not in text
+
+
+def test_seeds_without_any_variance_decide_nothing(runs):
+    write_run(runs / "h-same" / "seed-1", [60.0], seed=1, depth=8)
+    write_run(runs / "h-same" / "seed-2", [60.0], seed=2, depth=8)
+    text = tables.differences("h-same/* from f-same/*", "last (%) of 1,000 images")
+    assert rows_of(text)["h-same"][-3:] == ["+10.00", "not known", "not decided"]
+
+
+@pytest.mark.parametrize(
+    ("marker", "problem"),
+    [
+        ("*/*: last (%) of 1,000 images", "write RUNS from BASELINE"),
+        ("*/* from a-baseline/*: best (%) of 1,000 images", "write RUNS from BASELINE"),
+        ("*/* from a-baseline/*: last (%)", "write RUNS from BASELINE"),
+        ("*/* from [ab]*/*: last (%) of 1,000 images", "not one row"),
+        ("*/* from a-baseline/seed-1: last (%) of 1,000 images", "not one row"),
+        ("*/* from nothing: last (%) of 1,000 images", "no runs in nothing"),
+        ("*/* from a-baseline/*: last (%) of 7 images", "70 % is not the accuracy on 7 images"),
+    ],
+)
+def test_differences_that_cannot_be_made_are_named(runs, marker, problem):
+    with pytest.raises(UsageError, match=problem):
+        with_tables(f"<!-- differences of {marker} -->\n<!-- end of table -->\n")
+
+
+def test_runs_that_cannot_be_compared_have_no_difference(runs):
+    write_run(runs / "x", [80.0], dataset="digits")
+    with pytest.raises(UsageError, match="can't be compared"):
+        tables.differences("*/* x from a-baseline/*", "last (%) of 1,000 images")
 
 
 def test_a_damaged_run_is_an_error_and_not_a_missing_row():

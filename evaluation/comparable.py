@@ -1,0 +1,66 @@
+"""Which runs can be compared: the same data, split and test images."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from evaluation.run_record import RunRecord
+from training.errors import UsageError
+
+
+def require_comparable(records: Sequence[RunRecord]) -> None:
+    """UsageError where runs learned from other data, chose their best epoch on another split, or were tested on others.
+
+    It has a line for each run that is unlike the most, with its first reason. What a run does not say is not
+    checked. Pixels are compared only where the images have the same size.
+    """
+    facts: list[tuple[str, Callable[[RunRecord], Any]]] = [
+        ("was trained on {}", lambda run: run.config["dataset"]),
+        ("has the classes {}", lambda run: ", ".join(run.about["data"]["class_names"])),
+        ("chose its best epoch on the {} images", lambda run: run.split),
+        ("was tested on {} images", lambda run: run.own_evaluation.get("num_images")),
+    ]
+    for size in {run.config["img_size"]: None for run in records}:
+        facts += [
+            ("was trained on pictures with the channel means {}", lambda run, size=size: pixel_means(run, size)),
+            (
+                "was tested on images with the SHA-256 {}",
+                lambda run, size=size: run.config["img_size"] == size and run.own_evaluation.get("test_images_sha256"),
+            ),
+        ]
+    left, problems = list(records), []
+    for text, fact in facts:
+        known = [(run, value) for run in left if (value := fact(run))]
+        if not known:
+            continue
+        usual = Counter(value for _, value in known).most_common(1)[0][0]
+        like = next(run.name for run, value in known if value == usual)
+        for run, value in known:
+            if value != usual:
+                left.remove(run)
+                one, other = (
+                    text.format(f"{found:.80}" if isinstance(found, str) else found) for found in (value, usual)
+                )
+                problems.append(f"{run.name} can't be compared with {like}: it {one}, the other {other}; leave it out")
+    if problems:
+        raise UsageError("\nerror: ".join(problems))
+
+
+def pixel_means(run: RunRecord, size: int) -> str | None:
+    """The channel means of a folder's training images of this size: two folders are told apart by them, not by name."""
+    means = run.about["data"].get("mean")
+    if run.config["dataset"] != "image-folder" or run.config["img_size"] != size or not means:
+        return None
+    return ", ".join(f"{mean:.4f}" for mean in means)
+
+
+def other_choice(records: Sequence[RunRecord]) -> str:
+    """A warning where the runs held out different numbers of images to choose their best epochs on; else empty."""
+    held_out: dict[int, list[str]] = {}
+    for run in records:
+        if run.split == "val":
+            held_out.setdefault(run.config["val_size"], []).append(run.name)
+    if len(held_out) < 2:
+        return ""
+    sizes = "; ".join(f"{size:,} images: {', '.join(names)}" for size, names in sorted(held_out.items()))
+    return f"the runs chose their best epochs on different held-out images ({sizes}): compare them on the test images"
