@@ -223,7 +223,7 @@ class RelPosBias(nn.Module):
     """For each head, a learned number for each offset (rows, columns) between two patches, added to their logit.
 
     T5's bias (arXiv 1910.10683) in two dimensions, as Swin's (2103.14030) and timm's of this name; as there, three more
-    numbers are for the class token: as query, as key, as both. A smaller image's patches take every second place or so.
+    numbers are for the class token: as query, as key, as both. An image of half the size has every second place.
     """
 
     index: Tensor
