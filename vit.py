@@ -108,7 +108,8 @@ class VisionTransformer(nn.Module):
     `dropout` is applied after the position embedding, the attention's projection and both MLP layers (timm:
     pos_drop_rate and proj_drop_rate). Raises ValueError, naming the argument, for sizes that do not fit together.
 
-    Images of half the size work too, at the patch size: the position embedding is averaged over the places of a patch.
+    Images of half the size work too, at the patch size: of learned positions each place has the mean of its four, of
+    relative ones every second is taken.
 
     Options, off by default:
         global_pool: the head reads the class token ("token"), or there is none and it reads the patches' mean ("avg").
@@ -248,7 +249,10 @@ class RelPosBias(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, block: int) -> None:
-        """Each head begins at one of a patch's NEIGHBOURS, in turn: with minus the squared distance from it."""
+        """Each head begins at one of a patch's NEIGHBOURS: minus the squared distance from it, down to -9.
+
+        Swin and timm begin near 0 everywhere.
+        """
         table = self.relative_position_bias_table.zero_()
         away = torch.arange(len(self.index) - 1, -len(self.index), -1)                      # of a key from its query
         for head in range(table.shape[1]):

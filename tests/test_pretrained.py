@@ -353,6 +353,12 @@ def test_what_a_checkpoint_of_ours_says_of_its_model_is_checked():
         load("best_model.pth", num_heads=3)
 
 
+def test_a_checkpoint_with_the_rotary_positions_of_an_earlier_version_is_refused():
+    our_checkpoint(model_args={**SMALL, "pos_embed": "rope"})  # its tensors are those of a model with learned ones
+    with pytest.raises(UsageError, match="with rotary positions, which are no more"):
+        load("best_model.pth")
+
+
 def test_a_model_with_relative_positions_says_so():
     path = write(create(pos_embed="relative"))
     load(path, pos_embed="relative")

@@ -92,7 +92,7 @@ def fit(
         if biases.ndim == 2 and biases.shape[1] == own_biases.shape[1]:
             fitted[name] = resample_biases(biases, own_biases, had_token, has_token)
             if biases.shape != own_biases.shape:
-                adapted.append(f"{name} from {len(biases)} to {len(own_biases)} offsets")
+                adapted.append(f"{name} from {len(biases)} to {len(own_biases)} rows")
 
     num_classes = len(fitted["head.bias"].flatten()) if "head.bias" in fitted else 0
     if not num_classes:
@@ -162,6 +162,8 @@ def refuse_misfits(
     own: dict[str, Tensor], model_args: dict[str, Any],
 ) -> None:  # fmt: skip
     """UsageError that names the tensors of the file that are not the model's, and those that the model lacks."""
+    if about.get("pos_embed") == "rope":  # no tensor shows them
+        raise UsageError(f"--init-from: {path} is of an earlier version, with rotary positions, which are no more")
     wrong = [
         f"{name} is {list(fitted[name].shape)} in the file and {list(tensor.shape)} in the model"
         if name in fitted

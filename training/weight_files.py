@@ -53,7 +53,7 @@ def find_file(source: str) -> Path:
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors in a file by timm's names, and what is known of their model: num_heads, class_names.
+    """The tensors in a file by timm's names, and what is known of their model: num_heads, pos_embed, class_names.
 
     RunError for a file that is damaged, holds something else, or would have to be executed.
     """
@@ -100,7 +100,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def known(config: Any, path: Path) -> dict[str, Any]:
-    """num_heads and class_names, as far as a checkpoint of ours or a config.json at `path` says them."""
+    """num_heads, pos_embed and class_names, as far as a checkpoint of ours or a config.json at `path` says them."""
     try:
         config = config.get("checkpoint", config)  # export_vit.py puts our part there
         model_args = config.get("model_args", {})
@@ -111,6 +111,7 @@ def known(config: Any, path: Path) -> dict[str, Any]:
             labels = None if names[numbers[0]] == "LABEL_0" else [names[number] for number in numbers]
         about = {
             "num_heads": model_args.get("num_heads", config.get("num_attention_heads")),
+            "pos_embed": model_args.get("pos_embed"),
             "class_names": list(labels) if labels else None,
         }
     except (AttributeError, TypeError, ValueError):
