@@ -69,11 +69,7 @@ def draw_figures(folder: Path, results: Results, skip: tuple[str, ...]) -> dict[
 
 def draw_figure(name: str, path: Path, results: Results) -> str | None:
     """Draw one of the FIGURES, or return the reason why it can't be drawn. Does nothing if its option was not given."""
-    from evaluation import (  # their import takes seconds: after what can fail
-        attention_plots,
-        comparison_plots,
-        evaluation_plots,
-    )
+    from evaluation import attention_plots, evaluation_plots  # their import takes seconds: after what can fail
     from training import plots
 
     evaluation, dataset, subject, other = results.evaluation, results.dataset, results.subject, results.other
@@ -121,21 +117,31 @@ def draw_figure(name: str, path: Path, results: Results) -> str | None:
             attention_plots.plot_patch_filters(subject.model, path)
         case "corruptions" if name in evaluation:
             evaluation_plots.plot_corruptions(evaluation[name], evaluation["accuracy"], path)
-        case "comparison_curves" if other:
-            if subject.path.parent.resolve() == other.path.parent.resolve():
-                return "both models are from the same run"
-            if not subject.records or not other.records:
-                return "one of the runs has no history"
-            both = [
-                comparison_plots.Curves(one.title, [records], one.saved["data"].get("num_train_images"))
-                for one, records in ((subject, subject.records), (other, other.records))
-            ]
-            comparison_plots.plot_comparison(both, path)
-        case "comparison_classes" if other:
-            other_per_class = evaluation["comparison"]["per_class"]
-            evaluation_plots.plot_class_differences(per_class, other_per_class, (subject.title, other.title), path)
-        case "comparison_images" if other and results.other_logits is not None:
-            return draw_only_one_right(path, results, results.other_logits, (subject.title, other.title))
+        case _ if name in COMPARISON and other:
+            return draw_comparison(name, path, results, other)
+    return None
+
+
+def draw_comparison(name: str, path: Path, results: Results, other: TrainedModel) -> str | None:
+    """Draw one of the figures of two models, or return the reason why there is nothing to draw."""
+    from evaluation import comparison_plots, evaluation_plots
+
+    subject, evaluation = results.subject, results.evaluation
+    if name == "comparison_curves":
+        if subject.path.parent.resolve() == other.path.parent.resolve():
+            return "both models are from the same run"
+        if not subject.records or not other.records:
+            return "one of the runs has no history"
+        both = [
+            comparison_plots.Curves(one.title, [records], one.saved["data"].get("num_train_images"))
+            for one, records in ((subject, subject.records), (other, other.records))
+        ]
+        comparison_plots.plot_comparison(both, path)
+    elif name == "comparison_classes":
+        classes = evaluation["per_class"], evaluation["comparison"]["per_class"]
+        evaluation_plots.plot_class_differences(*classes, (subject.title, other.title), path)
+    elif results.other_logits is not None:
+        return draw_only_one_right(path, results, results.other_logits, (subject.title, other.title))
     return None
 
 

@@ -71,6 +71,17 @@ def test_the_weights_load_into_timm_and_back_with_the_same_logits_and_gradients(
     ours.load_state_dict(theirs.state_dict())
 
 
+def assert_the_same_logits_and_gradients(ours: nn.Module, theirs: nn.Module, images: Tensor) -> None:
+    """Of two models in double precision."""
+    logits, expected = ours(images), theirs(images)
+    torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
+    logits.square().sum().backward()
+    expected.square().sum().backward()
+    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-9, atol=1e-9, msg=f"gradient of {name}")
+
+
 def test_mean_pooling_and_qk_norm_are_timms_with_the_same_weights():
     torch.manual_seed(0)
     sizes: Any = {"img_size": 12, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
@@ -82,13 +93,7 @@ def test_mean_pooling_and_qk_norm_are_timms_with_the_same_weights():
         torch.nn.init.normal_(parameter, std=0.5)
     theirs.load_state_dict(ours.state_dict())
     images = torch.randn(4, 3, 12, 12).double()
-    logits, expected = ours(images), theirs(images)
-    torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
-    logits.square().sum().backward()
-    expected.square().sum().backward()
-    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
-    for name, parameter in ours.named_parameters():
-        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-9, atol=1e-9, msg=f"gradient of {name}")
+    assert_the_same_logits_and_gradients(ours, theirs, images)
     ours.load_state_dict(theirs.state_dict())
 
 
@@ -104,13 +109,7 @@ def test_with_relative_positions_logits_and_gradients_are_timms(global_pool):
     ).double()
     theirs.load_state_dict(ours.state_dict())
     images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
-    logits, expected = ours(images), theirs(images)
-    torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
-    logits.square().sum().backward()
-    expected.square().sum().backward()
-    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
-    for name, parameter in ours.named_parameters():
-        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-9, atol=1e-9, msg=f"gradient of {name}")
+    assert_the_same_logits_and_gradients(ours, theirs, images)
 
 
 def test_each_head_begins_at_one_neighbour_of_a_patch():
