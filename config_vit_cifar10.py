@@ -221,8 +221,8 @@ class ViTConfig(TrainConfig):
             "dropout": 0.0, "num_epochs": 100, "warmup_epochs": 5, "output_dir": "checkpoints/demo",
         },
         # A recipe of 2026 in place of the classic one: "python train_vit_cifar10.py --preset cpu-1h". The names are the
-        # budgets that they are meant for, on two cores with bf16. On JPEG test images, 1,000 training images held out,
-        # with AVX2 in fp32: cpu-15min 84.22 ± 0.09 % (seeds 1, 2), 51 minutes of one core. The others
+        # budgets that they are meant for, on two cores with bf16. On JPEG test images, 1,000 training images held out:
+        # cpu-15min 84.15 ± 0.13 % (seeds 1 to 3), 14 min 24 s on two cores with bf16. The others
         # are not measured yet; with rotary positions cpu-1h had 86.30 % (seed 1), two hours on two cores.
         "cpu-15min": NEW_RECIPE
         | {"embed_dim": 96, "depth": 6, "batch_size": 256, "num_epochs": 20, "small_images_share": 0.8},
