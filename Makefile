@@ -29,7 +29,7 @@ train: setup                     ## the real run: ViT-Tiny on CIFAR-10, many hou
 	$(RUN) train_vit_cifar10.py
 
 test: setup-dev                  ## all tests
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder # files of few tests are the long ones: not last
 
 faults: setup-dev                ## the long fault tests, 200 kills; writes results/faults.md
 	FAULT_KILLS=200 FAULT_TABLE=results/faults.md $(RUN) -m pytest -n 2 tests/faults

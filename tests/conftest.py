@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import Launcher
 from torchvision import datasets
 
 
@@ -24,6 +25,13 @@ from torchvision import datasets
 def one_thread():
     """One thread is faster for work this small, and the bits of a run depend on the number of threads."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def launcher(tmp_path_factory) -> Iterator[Launcher]:
+    """It starts runs in processes of their own, without the seconds that importing torch takes."""
+    with Launcher(tmp_path_factory.mktemp("launched")) as started:
+        yield started
 
 
 class Archive(NamedTuple):

@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import sabotage
 import torch
@@ -50,16 +50,21 @@ def serve() -> None:
 
 
 def become(
-    argv: list[str], out: str, err: str, cwd: str, sabotages: list[list[Any]], file_size: int | None, user: int | None
-) -> NoReturn:
-    """Run a script as `python ARGV` does, with files of at most `file_size` bytes, as the user with the id `user`."""
+    argv: list[str], out: str, err: str, cwd: str, sabotages: list[list[Any]], env: dict[str, str],
+    file_size: int | None, user: int | None,
+) -> NoReturn:  # fmt: skip
+    """Run a script as `python ARGV` does, with files of at most `file_size` bytes, as the user with the id `user`.
+
+    `env` is added to the environment; `out` and `err` are appended to.
+    """
     for path, descriptor in ((os.devnull, 0), (out, 1), (err, 2)):
-        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), descriptor)
+        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666), descriptor)
     for name, descriptor in (("stdout", 1), ("stderr", 2)):  # the launcher's own believe that they are pipes
         by_lines = name == "stderr" or os.isatty(descriptor)
         setattr(sys, name, open(descriptor, "w", 1 if by_lines else -1, closefd=False))  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(cwd)
+    os.environ.update(env)
     if file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY))
     if user is not None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 SABOTAGED = Path(__file__).with_name("sabotaged.py")
 PATIENCE = 240  # seconds, for what takes two; a busy machine may be much slower
 SLOW_PATIENCE = 600  # seconds, for torch.compile, which takes twenty
@@ -127,27 +127,30 @@ class Launcher:
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
 
-    def start(self, *argv: Any, file_size: int | None = None, user: int | None = None, **options: Any) -> Run:
+    def start(self, *argv: Any, cwd: Path | None = None, **options: Any) -> Run:
         """Start `python ARGV`, the first of which is a script of the repository; `sabotages` are done to it."""
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         out, err = folder / "out", folder / "err"
-        pid = self.fork(*argv, out=out, err=err, cwd=folder, file_size=file_size, user=user, **options)
+        pid = self.fork(*argv, out=out, err=err, cwd=cwd or folder, **options)
         self.running.append(run := Run(self, pid, out, err))
         return run
 
     def start_in_terminal(self, *argv: Any, cwd: Path, **options: Any) -> TerminalRun:
         """Do the same in a new terminal."""
         terminal = Terminal()
-        pid = self.fork(*argv, out=terminal.path, err=terminal.path, cwd=cwd, file_size=None, user=None, **options)
+        pid = self.fork(*argv, out=terminal.path, err=terminal.path, cwd=cwd, **options)
         self.running.append(run := TerminalRun(self, pid, terminal))
         return run
 
     def fork(
-        self, script: Any, *argv: Any, out: Path, err: Path, cwd: Path, sabotages: Iterable = (), **options: Any
-    ) -> int:
+        self, script: Any, *argv: Any, out: Path, err: Path, cwd: Path, sabotages: Iterable = (),
+        env: Mapping[str, str] | None = None, file_size: int | None = None, user: int | None = None,
+    ) -> int:  # fmt: skip
         """Have the launcher fork such a run. Returns its process id."""
-        paths = {"out": str(out), "err": str(err), "cwd": str(cwd)}
-        return self.ask(argv=[str(ROOT / script), *map(str, argv)], sabotages=list(sabotages), **paths, **options)
+        return self.ask(
+            argv=[str(ROOT / script), *map(str, argv)], out=str(out), err=str(err), cwd=str(cwd),
+            sabotages=list(sabotages), env=dict(env or {}), file_size=file_size, user=user,
+        )  # fmt: skip
 
     def run(self, *argv: Any, **options: Any) -> Result:
         """Start it and wait for its end."""

@@ -1,6 +1,7 @@
 """Several processes under torchrun train what one would: agreement, bits, signals, and what is left when one dies.
 
-The processes are real; starting two takes some ten seconds, so that tests share runs.
+The processes are real. torchrun's take some ten seconds to start, so it is there only where it is what is tested; the
+other ranks are forks of the launcher.
 """
 
 import contextlib
@@ -20,8 +21,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from processes import Launcher
 from torch import nn
-from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed import HashStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from resnet import ResNet18
 from training import checkpoint, distributed
@@ -135,11 +137,20 @@ def running(folder: Path, *args: Any) -> Iterator[Run]:
         run.end()
 
 
-def train(folder: Path, number: int, *args: Any) -> Result:
-    """A run of so many processes to its end."""
-    launcher = torchrun(number) if number > 1 else []
-    with running(folder, *launcher, SCRIPT, "--output-dir=run", *args) as run:
-        return run.wait()
+def train(launcher: Launcher, folder: Path, number: int, *args: Any, script: str = SCRIPT) -> Result:
+    """A run of so many processes to its end: torchrun's store and environment without torchrun and its imports.
+
+    The exit code is rank 0's, and the output that of all in turn.
+    """
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    env |= {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
+    runs = [
+        launcher.start(script, "--output-dir=run", *args, cwd=folder, env=env | {"RANK": rank, "LOCAL_RANK": rank})
+        for rank in map(str, range(number))
+    ]
+    results = [run.wait() for run in runs]
+    return Result(results[0].code, *("".join(texts) for texts in list(zip(*results, strict=True))[1:]))
 
 
 def own_lines(err: str) -> list[str]:
@@ -148,17 +159,17 @@ def own_lines(err: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def uneven(tmp_path_factory) -> dict[int, tuple[Path, Result]]:
+def uneven(launcher, tmp_path_factory) -> dict[int, tuple[Path, Result]]:
     """The same short run of 1, 2 and 4 processes."""
     folders = {number: tmp_path_factory.mktemp(f"{number}-processes") for number in (1, 2, 4)}
-    return {number: (folder / "run", train(folder, number, *UNEVEN)) for number, folder in folders.items()}
+    return {number: (folder / "run", train(launcher, folder, number, *UNEVEN)) for number, folder in folders.items()}
 
 
 @pytest.fixture(scope="module")
-def dropping(tmp_path_factory) -> Path:
+def dropping(launcher, tmp_path_factory) -> Path:
     """A run of two processes with dropout, not stopped."""
     folder = tmp_path_factory.mktemp("dropping")
-    result = train(folder, 2, *DROPPING)
+    result = train(launcher, folder, 2, *DROPPING)
     assert (result.code, own_lines(result.err)) == (0, [])
     return folder / "run"
 
@@ -215,7 +226,7 @@ def test_each_line_is_said_once_and_each_file_is_there_once(uneven, number):
     assert checkpoint.load(folder / "last.pth")["machine"]["world_size"] == number
 
 
-def test_a_stopped_run_of_two_processes_goes_on_to_the_bits_of_one_that_was_not(dropping, stopped, tmp_path):
+def test_a_stopped_run_of_two_processes_goes_on_to_the_bits_of_one_that_was_not(launcher, dropping, stopped, tmp_path):
     folder, result = stopped
     assert result.code != 0
     assert own_lines(result.err) == ["stopped. saved in run. Go on with: the same torchrun command with --resume"]
@@ -223,7 +234,7 @@ def test_a_stopped_run_of_two_processes_goes_on_to_the_bits_of_one_that_was_not(
     assert at_stop["epoch"] == 0
     assert 100 <= at_stop["epoch_sums"]["step"] < STEPS
     resumed = shutil.copytree(folder, tmp_path / "run")
-    result = train(tmp_path, 2, *DROPPING, "--resume")
+    result = train(launcher, tmp_path, 2, *DROPPING, "--resume")
     assert (result.code, own_lines(result.err)) == (0, [])
     assert_same_bits(resumed, dropping)
 
@@ -281,9 +292,9 @@ def test_a_restart_does_not_go_on_with_a_run_that_another_launch_began(tmp_path)
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
-def test_going_on_with_another_number_of_processes_warns(stopped, tmp_path):
+def test_going_on_with_another_number_of_processes_warns(launcher, stopped, tmp_path):
     shutil.copytree(stopped[0], tmp_path / "run")
-    result = train(tmp_path, 1, *DROPPING, "--resume")
+    result = train(launcher, tmp_path, 1, *DROPPING, "--resume")
     assert result.code == 0, result.err
     assert re.search(r"^WARNING: the bits may differ .*world_size 2 before, 1 now", result.err)
     assert history_of(tmp_path / "run")["epoch"] == [1, 2]
@@ -314,12 +325,11 @@ def test_when_torchrun_is_killed_its_processes_save_and_end_and_the_run_can_go_o
         resumed.wait_for("Resumed")
 
 
-def test_the_saved_resnet_is_the_evaluated_one_to_the_last_image(tmp_path):
+def test_the_saved_resnet_is_the_evaluated_one_to_the_last_image(launcher, tmp_path):
     """Each rank's BatchNorm has seen its own share of the images; what is saved has rank 0's statistics."""
     flags = ["--dataset=digits", "--img-size=9", "--max-train-images=64", "--batch-size=16", "--num-epochs=2"]
     script = str(ROOT / "train_resnet_cifar10.py")
-    with running(tmp_path, *torchrun(2), script, *flags, "--device=cpu", "--precision=fp32", "--output-dir=run") as run:
-        result = run.wait()
+    result = train(launcher, tmp_path, 2, *flags, "--device=cpu", "--precision=fp32", script=script)
     assert result.code == 0, result.err
     records, saved = history_of(tmp_path / "run"), checkpoint.load(tmp_path / "run" / "final_model.pth")
     model = ResNet18()
@@ -416,24 +426,24 @@ def test_a_process_that_fails_at_once_ends_those_on_another_machine_too(tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_a_mistake_that_all_processes_find_is_said_once(tmp_path):
-    result = train(tmp_path, 2, *TINY, "--max-train-images=1438")
-    assert (result.code, result.out) == (1, "")  # torchrun's own exit code
+def test_a_mistake_that_all_processes_find_is_said_once(launcher, tmp_path):
+    result = train(launcher, tmp_path, 2, *TINY, "--max-train-images=1438")
+    assert (result.code, result.out) == (2, "")
     assert len(own_lines(result.err)) == 1
     assert own_lines(result.err)[0].startswith("error: max_train_images")
     assert not (tmp_path / "run").exists()
 
 
-def test_rank_0_reads_the_weights_to_begin_with_and_gives_them_to_all(tmp_path):
+def test_rank_0_reads_the_weights_to_begin_with_and_gives_them_to_all(launcher, tmp_path):
     torch.manual_seed(0)
     begun = VisionTransformer(img_size=16, patch_size=4, embed_dim=24, depth=1, num_heads=3).state_dict()
     torch.save(begun, tmp_path / "weights.pth")
-    result = train(tmp_path, 2, *UNEVEN, "--init-from=weights.pth", "--freeze-backbone")
+    result = train(launcher, tmp_path, 2, *UNEVEN, "--init-from=weights.pth", "--freeze-backbone")
     assert result.code == 0
     trained = checkpoint.load(tmp_path / "run" / "last.pth")["model"]
     assert {name for name in begun if not torch.equal(trained[name], begun[name])} == {"head.weight", "head.bias"}
-    result = train(tmp_path, 2, *UNEVEN, "--init-from=weights.pth", "--depth=2", "--overwrite")
-    assert result.code == 1  # torchrun's own exit code
+    result = train(launcher, tmp_path, 2, *UNEVEN, "--init-from=weights.pth", "--depth=2", "--overwrite")
+    assert result.code == 2
     assert [line.split(" does not fit")[0] for line in own_lines(result.err)] == ["error: --init-from: weights.pth"]
 
 

@@ -11,9 +11,11 @@ import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, BinaryIO
 
 import pytest
+from processes import Run
 from tqdm import tqdm
 
 import run_experiments
@@ -30,10 +32,41 @@ TWO = {"plain": Experiment(TINY), "longer": Experiment(f"{TINY} --patch-size 8",
 
 @pytest.fixture
 def suite(monkeypatch, tmp_path) -> SuiteConfig:
-    """A suite of two tiny experiments on digits: 2 and 4 epochs, 128 and 64 images."""
+    """A suite of two tiny experiments on digits: 2 and 4 epochs, 128 and 64 images. Its runs have one thread each."""
     monkeypatch.setitem(SUITES, "recipe", TWO)
+    monkeypatch.setattr(run_experiments, "num_cpus", lambda: 1)
     folder = str(tmp_path / "experiments")
     return SuiteConfig("recipe", 2, 128, dataset="digits", val_size=20, output_dir=folder)
+
+
+@pytest.fixture
+def forked(monkeypatch, launcher):
+    """The scripts of a suite in forks of the launcher. They are still processes, with their consoles in files."""
+
+    class Forked:
+        """A subprocess.Popen."""
+
+        def __init__(self, command: list[str], *, env: dict[str, str], stdout: BinaryIO, **_: Any):
+            log = Path(stdout.name)
+            pid = launcher.fork(*command[1:], out=log, err=log, cwd=Path.cwd())
+            launcher.running.append(run := Run(launcher, pid, log, log))
+            self.run, self.send_signal, self.returncode = run, run.send, None
+
+        def poll(self) -> int | None:
+            if self.returncode is None and self.run.ends_within(0):
+                self.returncode = self.run.wait_for_code()
+            return self.returncode
+
+        def wait(self) -> None:
+            if self.returncode is None:
+                self.returncode = self.run.wait_for_code()
+
+    def run(command: list[Any], check: bool) -> SimpleNamespace:
+        result = launcher.run(*command[1:])
+        return SimpleNamespace(returncode=result.code)
+
+    monkeypatch.setattr("training.job.subprocess", SimpleNamespace(Popen=Forked, DEVNULL=subprocess.DEVNULL))
+    monkeypatch.setattr(run_experiments, "subprocess", SimpleNamespace(run=run))
 
 
 def history_of(folder: Path) -> dict[str, list[float]]:
@@ -114,7 +147,7 @@ def test_a_val_size_that_leaves_no_training_images_is_refused(suite):
         main(replace(suite, val_size=100_000))
 
 
-def test_a_suite_runs_skips_what_is_finished_and_goes_on_with_the_rest(suite, capsys):
+def test_a_suite_runs_skips_what_is_finished_and_goes_on_with_the_rest(suite, forked, capsys):
     main(replace(suite, parallel=2))
     out = capsys.readouterr().out
     folders = [suite.folder / name / "seed-1" for name in TWO]
@@ -141,7 +174,7 @@ def test_a_suite_runs_skips_what_is_finished_and_goes_on_with_the_rest(suite, ca
         main(replace(suite, epochs=3))
 
 
-def test_a_failed_run_is_reported_and_the_others_go_on(suite, capsys):
+def test_a_failed_run_is_reported_and_the_others_go_on(suite, forked, capsys):
     suite.folder.mkdir(parents=True)
     (suite.folder / "plain").mkdir()
     (suite.folder / "plain" / "seed-1").write_text("in the way")
@@ -155,7 +188,9 @@ def test_a_failed_run_is_reported_and_the_others_go_on(suite, capsys):
 
 
 @pytest.mark.parametrize("in_the_way", ["plain", "plain/seed-1.log/folder"])
-def test_a_run_that_cannot_be_started_is_a_failed_one_and_no_work_that_is_left(suite, capsys, monkeypatch, in_the_way):
+def test_a_run_that_cannot_be_started_is_a_failed_one_and_no_work_that_is_left(
+    suite, forked, capsys, monkeypatch, in_the_way
+):
     bars = []
 
     class Bar(tqdm):
@@ -219,7 +254,7 @@ def test_settings_of_a_suite_have_limits(flags):
         SuiteConfig("recipe", **flags)
 
 
-def test_a_dry_run_prints_each_command_with_its_time_and_leaves_nothing(suite, capsys):
+def test_a_dry_run_prints_each_command_with_its_time_and_leaves_nothing(suite, forked, capsys):
     main(replace(suite, dry_run=True, seeds=2))
     out, err = capsys.readouterr()
     assert [line for line in err.splitlines() if "measuring" in line] == ["measuring plain", "measuring longer"]
@@ -247,14 +282,15 @@ from config_experiments import SUITES, Experiment
 SUITES["recipe"] = {{"plain": Experiment({tiny!r} + " --dropout 0.1")}}
 from training.errors import exit_codes
 from run_experiments import SuiteConfig, main
+one_thread = {{"parallel": 1000}}
 with exit_codes("The same command goes on"):
-    main(SuiteConfig("recipe", 12, 256, dataset="digits", val_size=20, output_dir=sys.argv[1]))
+    main(SuiteConfig("recipe", 12, 256, dataset="digits", val_size=20, output_dir=sys.argv[1], **one_thread))
 """
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
 def test_a_stopped_suite_leaves_a_saved_run_behind_and_the_same_command_ends_as_if_it_had_not_been(
-    tmp_path, number, code
+    launcher, tmp_path, number, code
 ):
     driver = tmp_path / "driver.py"
     driver.write_text(DRIVER.format(root=str(ROOT), tiny=TINY))
@@ -278,9 +314,10 @@ def test_a_stopped_suite_leaves_a_saved_run_behind_and_the_same_command_ends_as_
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert f"done {folder}" in done.stdout
     assert "Resumed" in log.read_text()
-    command[-1] = str(tmp_path / "whole")
-    subprocess.run(command, capture_output=True, check=True)
-    assert history_of(folder) == history_of(tmp_path / "whole" / "recipe" / "plain" / "seed-1")
+    settings = json.loads((folder / "config.json").read_text())["command"][1:]
+    flags = settings[1 : settings.index("--output-dir")]
+    assert launcher.run("train_vit_cifar10.py", *flags, "--output-dir", tmp_path / "whole").code == 0
+    assert history_of(folder) == history_of(tmp_path / "whole")
 
 
 def epochs(folder: Path) -> list[float]:

@@ -99,12 +99,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         Path(path).write_text("\n".join(lines) + "\n")
 
 
-@pytest.fixture(scope="session")
-def launcher(tmp_path_factory) -> Iterator[Launcher]:
-    with Launcher(tmp_path_factory.mktemp("launched")) as started:
-        yield started
-
-
 class Undisturbed(NamedTuple):
     """A run that nothing happened to."""
 
