@@ -95,7 +95,7 @@ def train(
             step_model, train_loader, optimizer, scheduler, dtype, run,
             clip_grad_norm=config.clip_grad_norm, label_smoothing=config.label_smoothing,
         )  # fmt: skip
-        run.finish_epoch(evaluate(model, eval_loader, dtype, run.signals.check))
+        run.finish_epoch(evaluate(run.state.model, eval_loader, dtype, run.signals.check))
     run.finish()
     if eval_loader.split == "val":  # only now, and once: no choice was made on these images
         test_best_model(model, dataset, train_loader, dtype, run)

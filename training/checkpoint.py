@@ -72,7 +72,7 @@ def load_last(folder: Path, warn: Callable[[str], object]) -> dict[str, Any]:
 class TrainingState:
     """All that changes during a run. Saved between two steps and loaded again, the run goes on to the same bits."""
 
-    model: nn.Module
+    model: nn.Module  # that is evaluated and saved
     optimizer: torch.optim.Optimizer
     device: torch.device
     history: History  # of the finished epochs

@@ -92,6 +92,8 @@ def test_a_run_goes_on_without_its_disk_and_saves_when_there_is_room(
         for name in ("last.pth", "last.prev.pth"):
             assert now[name] == before[name]
         assert_loud(run.err.read_text())
+        assert "New best accuracy! NOT saved" in run.out.read_text()
+        assert "Saved checkpoint" not in run.out.read_text()
         blocked.lift()
         run.go_on()
         result = run.wait()
