@@ -197,10 +197,16 @@ class Command:
         self.family()
         return self.workers()
 
-    def wait(self) -> Result:
+    def wait_for(self, text: str) -> None:
+        """Wait until it has printed that."""
+        wait_until(lambda: text in self.out.read_text() or self.process.poll() is not None)
+        assert self.process.poll() is None, f"it ended: {self.result()}"
+
+    def wait(self, seconds: float = SLOW_PATIENCE) -> Result:
         """Wait until it and all that it has started have ended."""
+        self.family()
         try:
-            self.process.wait(SLOW_PATIENCE)
+            self.process.wait(seconds)
             wait_until(lambda: not self.family())
         finally:
             self.end()

@@ -14,14 +14,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
-from processes import Launcher
+from processes import Command, Launcher, Result, wait_until
 from torch import nn
 from torch.distributed import HashStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
@@ -34,7 +33,6 @@ from vit import Dropout, VisionTransformer
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = str(ROOT / "train_vit_cifar10.py")
-PATIENCE = 240  # seconds, for what should take twenty
 SECONDS_TO_END = 60  # after one of the processes has died
 TINY = [
     "--preset=demo", "--warmup-epochs=0", "--depth=1", "--embed-dim=24", "--auto-augment", "--device=cpu",
@@ -60,77 +58,11 @@ def torchrun(number: int, *flags: str) -> list[str]:
     return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={number}", *flags]
 
 
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-class Run:
-    """A command at work, in a session of its own (torchrun's workers too), by which all of its processes are found."""
-
-    def __init__(self, folder: Path, *args: Any):
-        self.out, self.err = folder / "out", folder / "err"
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
-        with open(self.out, "wb") as out, open(self.err, "wb") as err:
-            self.process = subprocess.Popen(
-                [sys.executable, *map(str, args)], cwd=folder, env=environment, stdout=out, stderr=err,
-                start_new_session=True,
-            )  # fmt: skip
-        self.sessions = {self.process.pid}
-
-    def processes(self, rank: int | None = None) -> list[int]:
-        """The process ids of all its processes that are alive, or of those of one rank."""
-        others = {}  # pid: parent, session
-        for path in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                state, parent, _, session = (path / "stat").read_text().rsplit(") ", 1)[1].split()[:4]
-                if state not in "ZX":
-                    others[int(path.name)] = int(parent), int(session)
-        members = [pid for pid, (_, session) in others.items() if session in self.sessions]
-        for pid in members:
-            members += [other for other, (parent, _) in others.items() if parent == pid and other not in members]
-        self.sessions |= {others[pid][1] for pid in members}
-        return [pid for pid in members if rank is None or self.is_of_rank(pid, rank)]
-
-    @staticmethod
-    def is_of_rank(pid: int, rank: int) -> bool:
-        with contextlib.suppress(OSError):
-            return f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        return False
-
-    def wait_until(self, condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
-        end = time.monotonic() + seconds
-        while not (value := condition()):
-            assert time.monotonic() < end, f"it never came; {self.out.read_text()}{self.err.read_text()}"
-            time.sleep(0.002)
-        return value
-
-    def wait_for(self, text: str) -> None:
-        """Until it has said that."""
-        self.wait_until(lambda: text in self.out.read_text() or self.process.poll() is not None)
-        assert self.process.poll() is None, self.err.read_text()
-
-    def wait(self, seconds: float = PATIENCE) -> Result:
-        """Its end, and that of all its processes."""
-        end = time.monotonic() + seconds
-        self.process.wait(seconds)
-        self.wait_until(lambda: not self.processes(), max(1, end - time.monotonic()))
-        return Result(self.process.returncode, self.out.read_text(), self.err.read_text())
-
-    def end(self) -> None:
-        while pids := self.processes():
-            for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        self.process.wait(PATIENCE)
-
-
 @contextlib.contextmanager
-def running(folder: Path, *args: Any) -> Iterator[Run]:
+def running(folder: Path, *args: Any) -> Iterator[Command]:
     """A run that is over, whatever happens, at the end."""
     folder.mkdir(exist_ok=True)
-    run = Run(folder, *args)
+    run = Command(folder, *args, env={"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"})
     try:
         yield run
     finally:
@@ -266,8 +198,7 @@ def test_torchrun_starts_the_run_again_after_a_worker_died_and_it_ends_with_the_
     flags = [SCRIPT, *DROPPING, "--output-dir=run", "--save-minutes=1e-9"]
     with running(tmp_path, *torchrun(2, "--max-restarts=1"), *flags) as run:
         run.wait_for(f"Batch [100/{STEPS}]")
-        [worker] = run.processes(rank=1)
-        os.kill(worker, signal.SIGKILL)
+        os.kill(run.workers()[1], signal.SIGKILL)
         result = run.wait()
     assert result.code == 0, result.err
     [(epochs, steps)] = re.findall(r"Resumed   after (\d) epochs and (\d+) steps", result.out)
@@ -304,8 +235,7 @@ def test_going_on_with_another_number_of_processes_warns(launcher, stopped, tmp_
 def test_when_one_process_is_killed_the_others_end_and_nothing_is_left_running(tmp_path, victim):
     with running(tmp_path, *torchrun(2), SCRIPT, *ENDLESS, "--output-dir=run") as run:
         run.wait_for("Epoch [2/")
-        [worker] = run.processes(rank=victim)
-        os.kill(worker, signal.SIGKILL)
+        os.kill(run.workers()[victim], signal.SIGKILL)
         result = run.wait(SECONDS_TO_END)
     assert result.code == 1
     assert own_lines(result.err) in ([], [FAILED.strip()])  # torchrun may end the other before it notices
@@ -315,10 +245,10 @@ def test_when_one_process_is_killed_the_others_end_and_nothing_is_left_running(t
 def test_when_torchrun_is_killed_its_processes_save_and_end_and_the_run_can_go_on_at_once(tmp_path):
     with running(tmp_path, *torchrun(2), SCRIPT, *ENDLESS, "--output-dir=run", "--save-minutes=0") as run:
         run.wait_for("Epoch [2/")
-        run.processes()  # finds their sessions while torchrun is there
+        run.family()  # finds them while torchrun is there
         run.process.kill()
         run.process.wait()
-        run.wait_until(lambda: not run.processes(), SECONDS_TO_END)
+        wait_until(lambda: not run.family(), SECONDS_TO_END)
         assert not (tmp_path / "run" / ".lock").exists()
     assert checkpoint.load(tmp_path / "run" / "last.pth")["epoch_sums"]["step"] > 0  # saved in mid-epoch
     with running(tmp_path, SCRIPT, *ENDLESS, "--output-dir=run", "--resume") as resumed:
@@ -367,7 +297,7 @@ def train_with(folder: Path, changes: str, *args: Any) -> Result:
 
 
 @contextlib.contextmanager
-def on_two_machines(folder: Path, *commands: list[Any]) -> Iterator[list[Run]]:
+def on_two_machines(folder: Path, *commands: list[Any]) -> Iterator[list[Command]]:
     """Two torchruns of one process each, as on two machines that share a disk."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
