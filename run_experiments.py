@@ -69,7 +69,7 @@ class SuiteConfig:
     data_url: str = ""
     """address to download the official files from; empty: the official address"""
     val_size: int = 1000
-    """training images held out to choose the best epoch, whose model alone sees the test images; 0: choose on these"""
+    """hold out this many training images to choose the best epoch on, which alone is tested; 0: on the test images"""
     output_dir: str = "checkpoints/experiments"
     """folder for the folders of the suites"""
 
@@ -198,7 +198,7 @@ def stopping(running: list[Job], number: signal.Signals = signal.SIGTERM) -> Ite
 
 def passes(config: TrainConfig, num_images: int) -> float:
     """Images of full size that cost as much as the training: one of half the height and width counts a quarter."""
-    return (config.max_train_images or num_images) * (config.num_epochs - 0.75 * config.small_epochs)
+    return (config.max_train_images or num_images) * config.full_epochs
 
 
 def work_of(job: Job, num_images: int) -> float:

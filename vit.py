@@ -108,8 +108,8 @@ class VisionTransformer(nn.Module):
     `dropout` is applied after the position embedding, the attention's projection and both MLP layers (timm:
     pos_drop_rate and proj_drop_rate). Raises ValueError, naming the argument, for sizes that do not fit together.
 
-    Images of half the size work too, at the patch size: of learned positions each place has the mean of its four, of
-    relative ones every second is taken.
+    Images of half the size work too, with the same patches. A learned position is then the mean of four; of
+    the relative ones every second is used.
 
     Options, off by default:
         global_pool: the head reads the class token ("token"), or there is none and it reads the patches' mean ("avg").

@@ -9,6 +9,7 @@ evaluation_plots   one function a figure: how to draw what metrics and corruptio
 attention_plots    the same for what attention found
 predictions        predictions.csv: what the model says of each image
 run_record         what the JSON files in a run's folder say
+comparable         whether runs saw the same images
 comparison         several runs: rows over seeds, tables, the test of two runs
 comparison_plots   the curves of several runs
 tables             the tables of README.md and docs/, from results/
@@ -17,6 +18,7 @@ classify           pictures of the user's own
 report             report.html, with the figures inside
 model_card         README.md of exported weights
 export             the model for other programs
+exported           that what was exported gives the same answers
 web                the page that classifies in a browser
 console            what the evaluator prints
 """

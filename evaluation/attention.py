@@ -1,10 +1,10 @@
 """What a Vision Transformer looks at: the attention weights of its blocks, in fp32, and their rollout.
 
-The model's fused attention does not keep the weights. They are computed again here, from the input of each block's
+The model does not keep the weights. They are computed again here, from the input of each block's
 attention (the output of `norm1`) and the block's own query and key weights.
 
-Shapes: B images, N tokens (the class token is token 0), D embedding dimension, H heads, L blocks, S = sqrt(N - 1)
-patches along a side.
+Shapes: B images, N tokens (the class token, where there is one, is token 0), D embedding dimension, H heads, L
+blocks, S patches along a side.
 """
 
 import functools

@@ -159,8 +159,9 @@ def plot_class_differences(
     pairs = sorted(zip(per_class, other, strict=True), key=lambda pair: pair[1]["accuracy"] - pair[0]["accuracy"])
     title = "Accuracy by class, sorted by the lead of the first model"
     if len(pairs) > NUM_BARS:
-        title = f"Accuracy by class: the {NUM_BARS} of {len(pairs):,} that differ most"
-        pairs = pairs[: NUM_BARS // 2] + pairs[-NUM_BARS // 2 :]
+        half = NUM_BARS // 2
+        title = f"{half} of {len(pairs):,} classes where the first model leads most, and the last {half}"
+        pairs = pairs[:half] + pairs[-half:]
     figure, axes = plt.subplots(figsize=(8, max(3.0, 0.32 * len(pairs) + 1.8)), layout="constrained")
     places = range(len(pairs))
     one, two = ([pair[i]["accuracy"] for pair in pairs] for i in (0, 1))

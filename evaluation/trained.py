@@ -1,6 +1,5 @@
 """A trained model, rebuilt from its checkpoint, and what the checkpoint and its run say about it."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.exported import WEIGHTS, read_exported
+from evaluation.run_record import read_object
 from training import checkpoint, history
 from training.data import Dataset, create_eval_loader
 from training.data.loader import normalize
@@ -85,11 +85,7 @@ class TrainedModel:
         """The content of the run's config.json: settings, machine, versions, command. Empty if it can't be read."""
         if "machine" in self.saved:
             return self.saved["machine"]
-        try:
-            content = json.loads((self.path.parent / "config.json").read_text())
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
+        return read_object(self.path.parent / "config.json")
 
     def normalize(self, images: Tensor) -> Tensor:
         """Turn uint8 images (n, 3, H, W) into the model's input, on its device."""

@@ -1,4 +1,4 @@
-"""What several test files need: a small archive in CIFAR's official format, and a folder of pictures."""
+"""What several test files need: a launcher of runs, an archive in CIFAR's format, pictures, two addresses."""
 
 import hashlib
 import http.server

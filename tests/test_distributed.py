@@ -371,6 +371,11 @@ def test_rank_0_reads_the_weights_to_begin_with_and_gives_them_to_all(launcher, 
     result = train(launcher, tmp_path, 2, *UNEVEN, "--init-from=weights.pth", "--freeze-backbone")
     assert result.code == 0
     trained = checkpoint.load(tmp_path / "run" / "last.pth")["model"]
+    (tmp_path / "alone").mkdir()
+    alone = ["--init-from", tmp_path / "weights.pth", "--freeze-backbone"]
+    assert train(launcher, tmp_path / "alone", 1, *UNEVEN, *alone).code == 0
+    expected = checkpoint.load(tmp_path / "alone" / "run" / "last.pth")["model"]
+    torch.testing.assert_close(trained["head.weight"], expected["head.weight"], rtol=1e-4, atol=1e-6)
     assert {name for name in begun if not torch.equal(trained[name], begun[name])} == {"head.weight", "head.bias"}
     result = train(launcher, tmp_path, 2, *UNEVEN, "--init-from=weights.pth", "--depth=2", "--overwrite")
     assert result.code == 2

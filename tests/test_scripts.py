@@ -449,6 +449,21 @@ def test_a_second_signal_stops_at_once_and_the_run_goes_on_from_its_last_save_to
     assert_same_bits(folder, trained[0])
 
 
+@pytest.mark.parametrize("flags", [[], ["--overwrite"], ["--resume"]])
+def test_a_stop_before_the_run_has_begun_asks_for_the_same_command(trained, run, monkeypatch, flags):
+    folder = trained[0] if flags else trained[0].with_name("new")
+    before = files_of(trained[0])
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.data.load_dataset", interrupt)
+    result = run("train_vit_cifar10.py", *TINY, "--output-dir", folder, *flags)
+    assert result == (130, "", "\nstopped. Nothing new was saved yet: give the same command again\n")
+    assert files_of(trained[0]) == before
+    assert not trained[0].with_name("new").exists()
+
+
 def test_a_run_that_is_extended_has_the_rest_of_the_longer_schedule(trained, run, tmp_path, monkeypatch):
     longer = [*TINY, "--num-epochs=5"]
     folders = [shutil.copytree(trained[0], tmp_path / name) for name in ("unstopped", "stopped")]

@@ -92,7 +92,7 @@ def peers() -> Iterator[None]:
         if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower()):
             raise PeerError("another process of this run failed; what was saved is kept: go on with --resume") from None
         if not dist.is_initialized() and not leave_together(error) and isinstance(error, UsageError):
-            raise RunError(str(error)) from None  # the process that says UsageErrors for this one has not got it
+            raise RunError(str(error)) from None  # this machine's first process, which would say it, has not failed
         raise
     finally:
         if dist.is_initialized():

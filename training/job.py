@@ -44,7 +44,7 @@ class Job:
     def share_done(self) -> float:
         """The share of the training's arithmetic: an epoch with images of half the size costs a quarter."""
         done, small = self.epochs_done, self.config.small_epochs
-        return (done - 0.75 * min(done, small)) / (self.config.num_epochs - 0.75 * small)
+        return (done - 0.75 * min(done, small)) / self.config.full_epochs
 
     @property
     def finished(self) -> bool:

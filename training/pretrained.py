@@ -102,7 +102,7 @@ def fit(
     elif (their_classes or class_names) != class_names:
         why = "other classes in the file"
     else:
-        why = "" if had_token == has_token else "the file's read another feature"
+        why = "" if had_token == has_token else "the file's head reads another feature"
     if why:
         for name in ("head.weight", "head.bias"):
             fitted.pop(name, None)

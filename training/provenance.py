@@ -41,7 +41,7 @@ def describe_run(
         "model_args": model_args,
         "num_parameters": count_parameters(create_model, **model_args),
         "flops": flops,  # of an image, forward and backward
-        "work": flops * len(train_loader.images) * config.num_epochs,
+        "work": flops * len(train_loader.images) * config.full_epochs,
         "config": config.to_dict(),
         "extended_from": [],  # numbers of epochs that the schedule had before --extend
         "data": {

@@ -16,7 +16,7 @@ from training import checkpoint, console, distributed, history
 from training.data.contact_sheet import save_contact_sheet
 from training.data.loader import ImageLoader
 from training.engine import EpochSums
-from training.errors import RunError
+from training.errors import RunError, Terminated
 from training.provenance import refuse_other_run, resume_command, warn_of_other_machine
 from training.run_folder import RunFolder
 from training.signals import DeferredSignals, StopRequested
@@ -45,6 +45,7 @@ class Run:
         self.folder: RunFolder | None = None
         self.saved: dict[str, Any] | None = None
         self.board: Any = None
+        self.begun = False  # whether the folder is this run's
         self.complete = True  # whether the last save wrote all files
 
     def __enter__(self) -> Self:
@@ -72,6 +73,8 @@ class Run:
             if isinstance(error, StopRequested):
                 where = f"saved in {self.config.output_dir}" if self.save({}) else "this could not be saved"
                 raise error.as_exit(f"{where}. Go on with: {resume_command(sys.argv)}") from None
+            if isinstance(error, KeyboardInterrupt | Terminated) and not self.begun:
+                raise type(error)("Nothing new was saved yet: give the same command again") from None
             if error:
                 raise error  # for what is held to see it
 
@@ -109,6 +112,7 @@ class Run:
             if self.config.tensorboard:
                 self.board = self.held.enter_context(tensorboard(self.folder.path, self.state.epoch))
         self.signals = self.held.enter_context(DeferredSignals())
+        self.begun = True
 
     def _begin_in_folder(self, folder: RunFolder, model: nn.Module, start: dict[str, Any], new: bool) -> None:
         num_kept = 2 + math.ceil(self.config.num_epochs / self.config.save_every)  # best, final and those between

@@ -225,7 +225,7 @@ def test_no_runs_are_no_rows():
     assert group([]) == []
 
 
-def test_the_same_rows_as_markdown_csv_and_json_wherever_the_folders_are(tmp_path, monkeypatch):
+def test_the_same_rows_as_markdown_csv_and_json_wherever_the_folders_are(tmp_path):
     for place in ("here", "there"):
         write_run(tmp_path / place / "a|b", [70.0, 71.0], seed=1)
         write_run(tmp_path / place / "c", [60.0, 62.5], seed=1, patch_size=8, learning_rate=1e-5, auto_augment=False)
