@@ -28,8 +28,9 @@ demo: setup                      ## train on scikit-learn's digits, evaluate, na
 train: setup                     ## the real run: ViT-Tiny on CIFAR-10, many hours
 	$(RUN) train_vit_cifar10.py
 
+# The files of the longest tests have few of them: in pytest-xdist's own order they would come last, on one core.
 test: setup-dev                  ## all tests
-	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder # files of few tests are the long ones: not last
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 faults: setup-dev                ## the long fault tests, 200 kills; writes results/faults.md
 	FAULT_KILLS=200 FAULT_TABLE=results/faults.md $(RUN) -m pytest -n 2 tests/faults

@@ -206,7 +206,7 @@ def test_without_a_class_token_the_patches_weights_are_taken_and_the_head_is_fre
     assert not torch.equal(ours.head.weight, theirs.head.weight)
     out = capsys.readouterr().out
     assert "adapted: no class token" in out
-    assert "fresh: head.weight, head.bias (the file's read another feature)\n" in out
+    assert "fresh: head.weight, head.bias (the file's head reads another feature)\n" in out
 
 
 def test_a_class_token_that_the_file_lacks_is_fresh_with_its_position(capsys):
