@@ -276,6 +276,7 @@ def test_a_stopped_suite_says_how_to_go_on_and_a_dry_run_has_nothing_to_go_on_wi
     assert shutil.which(said.split("goes on: ")[1].split()[0]) == python
 
 
+EPOCHS = 60  # in some five seconds: a run looks once a second whether its suite is gone
 DRIVER = """
 import sys
 sys.path.insert(0, {root!r})
@@ -285,7 +286,7 @@ from training.errors import exit_codes
 from run_experiments import SuiteConfig, main
 one_thread = {{"parallel": 1000}}
 with exit_codes("The same command goes on"):
-    main(SuiteConfig("recipe", 12, 256, dataset="digits", val_size=20, output_dir=sys.argv[1], **one_thread))
+    main(SuiteConfig("recipe", {epochs}, 256, dataset="digits", val_size=20, output_dir=sys.argv[1], **one_thread))
 """
 
 
@@ -294,7 +295,7 @@ def test_a_stopped_suite_leaves_a_saved_run_behind_and_the_same_command_ends_as_
     launcher, tmp_path, number, code
 ):
     driver = tmp_path / "driver.py"
-    driver.write_text(DRIVER.format(root=str(ROOT), tiny=TINY))
+    driver.write_text(DRIVER.format(root=str(ROOT), tiny=TINY, epochs=EPOCHS))
     command = [sys.executable, str(driver), str(tmp_path / "out")]
     folder = tmp_path / "out" / "recipe" / "plain" / "seed-1"
     log, owner = folder.with_name("seed-1.log"), folder / ".lock-owner"
@@ -307,7 +308,7 @@ def test_a_stopped_suite_leaves_a_saved_run_behind_and_the_same_command_ends_as_
         process.communicate()
     assert process.returncode == code
     wait_until(lambda: holder not in processes() or processes()[holder][0] in "ZX")  # the killed suite's run ends too
-    assert 1 <= len(epochs(folder)) < 12
+    assert 1 <= len(epochs(folder)) < EPOCHS
     assert f"stopped. saved in {folder}" in log.read_text()
     if number == signal.SIGINT:
         return  # the rest would be the same
