@@ -464,6 +464,18 @@ def test_a_stop_before_the_run_has_begun_asks_for_the_same_command(trained, run,
     assert not trained[0].with_name("new").exists()
 
 
+def test_a_stop_as_soon_as_the_folder_holds_the_run_asks_for_resume(run, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.run.save_contact_sheet", interrupt)
+    result = run("train_vit_cifar10.py", *SHORT, "--output-dir", tmp_path / "run")
+    assert (result.code, result.out) == (130, "")
+    assert result.err.endswith("--resume\n")
+    monkeypatch.undo()
+    assert run("train_vit_cifar10.py", *SHORT, "--output-dir", tmp_path / "run", "--resume").code == 0
+
+
 def test_a_run_that_is_extended_has_the_rest_of_the_longer_schedule(trained, run, tmp_path, monkeypatch):
     longer = [*TINY, "--num-epochs=5"]
     folders = [shutil.copytree(trained[0], tmp_path / name) for name in ("unstopped", "stopped")]

@@ -45,7 +45,7 @@ class Run:
         self.folder: RunFolder | None = None
         self.saved: dict[str, Any] | None = None
         self.board: Any = None
-        self.begun = False  # whether the folder is this run's
+        self.begun = False  # whether --resume finds this run in the folder
         self.complete = True  # whether the last save wrote all files
 
     def __enter__(self) -> Self:
@@ -112,7 +112,6 @@ class Run:
             if self.config.tensorboard:
                 self.board = self.held.enter_context(tensorboard(self.folder.path, self.state.epoch))
         self.signals = self.held.enter_context(DeferredSignals())
-        self.begun = True
 
     def _begin_in_folder(self, folder: RunFolder, model: nn.Module, start: dict[str, Any], new: bool) -> None:
         num_kept = 2 + math.ceil(self.config.num_epochs / self.config.save_every)  # best, final and those between
@@ -121,6 +120,7 @@ class Run:
             folder.move_aside()
         if new:  # an extended run is new in this: its settings are not those of its folder
             checkpoint.save(folder.path / "last.pth", start)  # a disk that takes none of it is better known now
+        self.begun = True
         if new or not (folder.path / "config.json").exists():
             history.write_json(folder.path / "config.json", {**self.metadata, **self.machine})
         history.write_json(folder.path / "training_history.json", start["history"])  # it may be behind, or damaged
