@@ -436,6 +436,14 @@ def test_a_source_that_can_not_be_taken_leaves_the_output_folder_as_it_was(overw
     assert sorted(path.name for path in Path("run").iterdir()) == before if overwrite else not Path("run").exists()
 
 
+def test_a_frozen_backbone_without_weights_is_warned_of_once(capsys):
+    config = ViTConfig(**SMALL, freeze_backbone=True)
+    begin_fine_tuning(create(), config, CLASSES, new=True)
+    assert "WARNING: --freeze-backbone without --init-from" in capsys.readouterr().err
+    begin_fine_tuning(create(), config, CLASSES, new=False)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_frozen_backbone_has_no_gradients_and_no_place_in_any_optimizer():
     model = create()
     config = ViTConfig(**SMALL, freeze_backbone=True)

@@ -18,6 +18,9 @@ def create_optimizer(
 
     Biases, norms, the class token and the positions have no decay, as in timm and DeiT. Muon takes the weights
     of the hidden layers; the first and the last layer's, and all that have no decay, get AdamW.
+
+    Each keeps at most run.NUM_STATES numbers for a weight, and changes nothing where train_one_epoch has set its
+    `found_inf` to a tensor that is not 0: on a GPU this is how a step without finite gradients is left out.
     """
     decayed, rest = {}, []
     for parameter_name, parameter in model.named_parameters():

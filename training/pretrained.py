@@ -24,6 +24,8 @@ def begin_fine_tuning(model: nn.Module, config: Any, class_names: list[str], new
     if config.init_from and new and distributed.rank() == 0:  # DistributedDataParallel gives them to the other ranks
         load_pretrained(model, config.init_from, config.model_args, class_names)
     if config.freeze_backbone:
+        if new and not config.init_from and distributed.rank() == 0:
+            print_warning("--freeze-backbone without --init-from: the head learns from a backbone that knows nothing")
         freeze_backbone(model)
 
 

@@ -7,7 +7,7 @@ import urllib.request
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torchvision.datasets.utils import calculate_md5
 from tqdm import tqdm
 
@@ -24,10 +24,13 @@ def download(url: str, path: Path, md5: str) -> None:
     RunError for an address that does not answer, an answer that is cut short, and a file of another md5 (removed).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_name(f".{path.name}.lock")
-    if lock.exists():
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        acquired = lock.acquire(blocking=False)
+    except Timeout:
         print(f"Waiting for another process that downloads {path.name}", flush=True)
-    with FileLock(lock):  # this one then finds the file here
+        acquired = lock.acquire()  # this one then finds the file here
+    with acquired:
         try:
             if path.exists():
                 return
@@ -42,7 +45,7 @@ def download(url: str, path: Path, md5: str) -> None:
                 raise RunError(f"{url} sent a file with md5 {found}, the official one is {md5}: use another address")
             partial.rename(path)
         finally:
-            lock.unlink()
+            Path(lock.lock_file).unlink()
 
 
 def download_rest(url: str, partial: Path) -> None:
