@@ -9,13 +9,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository's root, wherever this is started from
 
 from evaluation.comparable import require_comparable
+from evaluation.comparison import markdown
 from evaluation.run_record import RunRecord, read_run
+from evaluation.tables import minutes_until
 from training.cli import parse
 from training.errors import UsageError, exit_codes
 
@@ -38,17 +39,8 @@ def main(config: TimeConfig) -> None:
         raise UsageError("name the folders of the runs, such as results/time/*")
     runs = [read_run(Path(folder)) for folder in config.runs]
     require_comparable(runs)
-    print(f"{'minutes on two cores until':<28}" + "".join(f"{level:>7} %" for level in LEVELS))
-    for run in runs:
-        times, accuracies = minutes(run), run.accuracies
-        passed = [next((t for t, acc in zip(times, accuracies, strict=True) if acc >= level), None) for level in LEVELS]
-        print(f"{Path(run.name).name:<28}" + "".join(f"{'-' if t is None else f'{t:.1f}':>9}" for t in passed))
+    print(markdown([minutes_until(run, LEVELS) for run in runs]))
     draw(runs, Path(config.output))
-
-
-def minutes(run: RunRecord) -> np.ndarray:
-    """Minutes on two cores from the first step to the end of each epoch's evaluation."""
-    return np.cumsum(run.history["epoch_time"]) / 60 * run.about["threads"] / 2
 
 
 def draw(runs: list[RunRecord], path: Path) -> None:
@@ -58,14 +50,13 @@ def draw(runs: list[RunRecord], path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
     for i, run in enumerate(runs):
-        times = minutes(run)
-        axes.plot(times, run.accuracies, "o-", markersize=4, color=f"C{i}", label=Path(run.name).name)
+        axes.plot(run.minutes, run.accuracies, "o-", markersize=4, color=f"C{i}")
         axes.annotate(
-            f"{run.accuracies[-1]:.1f} %", (times[-1], run.accuracies[-1]), (6, -3), textcoords="offset points"
-        )
-    axes.margins(x=0.1)
+            f"{Path(run.name).name}  {run.accuracies[-1]:.1f} %", (run.minutes[-1], run.accuracies[-1]), (4, 9),
+            textcoords="offset points", horizontalalignment="right", color=f"C{i}", fontweight="bold",
+        )  # fmt: skip
+    axes.margins(y=0.1)
     axes.set(xlabel="minutes on two cores", ylabel="held-out accuracy (%)", xlim=(0, None))
-    axes.legend(loc="lower right")
     save_figure(figure, path)
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import MISSING, dataclass, fields
+from itertools import accumulate
 from pathlib import Path
 from statistics import harmonic_mean
 from typing import Any
@@ -77,6 +78,12 @@ class RunRecord:
     @property
     def seconds(self) -> float:
         return sum(self.history["epoch_time"])
+
+    @property
+    def minutes(self) -> list[float]:
+        """Minutes on two cores from the first step to the end of each epoch's evaluation. One thread counts half."""
+        threads = self.about["threads"] * self.about["world_size"]
+        return [seconds / 60 * threads / 2 for seconds in accumulate(self.history["epoch_time"])]
 
     @property
     def images_per_second(self) -> float:

@@ -20,7 +20,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 def test_every_table_is_up_to_date(page):
     text = page.read_text()
     assert with_tables(text) == text, "make them anew: .venv/bin/python -m evaluation.tables README.md docs/*.md"
-    begun = text.count("<!-- table of ") + text.count("<!-- differences of ")
+    begun = sum(text.count(f"<!-- {kind} of ") for kind in ("table", "differences", "minutes"))
     assert begun == text.count("<!-- end of table -->") == len(TABLE.findall(text)), (
         "a first or last line is misspelled"
     )
@@ -122,6 +122,20 @@ def test_runs_that_cannot_be_compared_have_no_difference(runs):
     write_run(runs / "x", [80.0], dataset="digits")
     with pytest.raises(UsageError, match="can't be compared"):
         tables.differences("*/* x from a-baseline/*", "last (%) of 1,000 images")
+
+
+def test_the_minutes_are_those_of_two_cores_until_an_accuracy_is_first_reached(runs):
+    for name, threads, world_size in (("i-one", 1, 1), ("j-two", 2, 1), ("k-ranks", 1, 2), ("l-four", 4, 1)):
+        about = {"threads": threads, "world_size": world_size}
+        write_run(runs / "time" / name, [40.0, 60.5, 60.0], about=about)  # epochs of half an hour
+    assert rows_of(tables.minutes("time/*", "40, 60, 60.5, 61")) == {
+        "i-one": ["15.0", "30.0", "30.0", "-"],
+        "j-two": ["30.0", "60.0", "60.0", "-"],
+        "k-ranks": ["30.0", "60.0", "60.0", "-"],
+        "l-four": ["60.0", "120.0", "120.0", "-"],
+    }
+    with pytest.raises(UsageError, match="write percentages"):
+        tables.minutes("time/*", "40 and 60")
 
 
 def test_a_damaged_run_is_an_error_and_not_a_missing_row():
