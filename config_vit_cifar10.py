@@ -227,8 +227,8 @@ class ViTConfig(TrainConfig):
         },
         # A recipe of 2026 in place of the classic one: "python train_vit_cifar10.py --preset cpu-1h". The names are the
         # budgets that they are meant for, on two cores with bf16. On JPEG test images, 1,000 training images held out:
-        # cpu-15min 84.15 ± 0.13 % (seeds 1 to 3), 14 min 24 s on two cores; cpu-1h 87.34 % (seed 1), 92 minutes of one
-        # core, some 54 minutes of two by their speed. The others are not measured yet.
+        # cpu-15min 84.00 ± 0.32 % (seeds 1, 1, 2, 3), 14 min 24 s on two cores; cpu-1h 87.34 % (seed 1), 92 minutes of
+        # one core, some 52 of two by their speed. The others are not measured yet.
         "cpu-15min": NEW_RECIPE
         | {"embed_dim": 96, "depth": 6, "batch_size": 256, "num_epochs": 20, "small_images_share": 0.8},
         "cpu-1h": NEW_RECIPE

@@ -80,10 +80,12 @@ class RunRecord:
         return sum(self.history["epoch_time"])
 
     @property
-    def minutes(self) -> list[float]:
-        """Minutes on two cores from the first step to the end of each epoch's evaluation. One thread counts half."""
+    def core_minutes(self) -> list[float]:
+        """Minutes, times threads, from the first step to the end of each epoch. RunError for a run on a GPU."""
+        if self.about["device"] != "cpu":
+            raise RunError(f"{self.name} ran on {self.about['device']}: its minutes are not those of CPU cores")
         threads = self.about["threads"] * self.about["world_size"]
-        return [seconds / 60 * threads / 2 for seconds in accumulate(self.history["epoch_time"])]
+        return [seconds / 60 * threads for seconds in accumulate(self.history["epoch_time"])]
 
     @property
     def images_per_second(self) -> float:

@@ -12,9 +12,9 @@ Or they name a baseline, or `the row before`, and the accuracy whose differences
     <!-- differences of results/ladder/* from results/ladder/1-baseline: test (%) of 10,000 images -->
     <!-- end of table -->
 
-Or they name accuracies, in percent, and the table has the minutes until the runs reached them:
+Or they name accuracies, in percent, and the table has the core minutes until the runs reached them:
 
-    <!-- minutes of results/time/*: 40, 50, 60 -->
+    <!-- core minutes of results/time/*: 40, 50, 60 -->
     <!-- end of table -->
 """
 
@@ -33,7 +33,7 @@ from training.errors import UsageError, exit_codes
 from training.files import write_atomically
 
 ROOT = Path(__file__).parents[1]
-BEGIN, END = r"(<!-- (table|differences|minutes) of ([^:\n]+): ([^\n]+) -->\n)", r"(<!-- end of table -->)"
+BEGIN, END = r"(<!-- (table|differences|core minutes) of ([^:\n]+): ([^\n]+) -->\n)", r"(<!-- end of table -->)"
 TABLE = re.compile(f"{BEGIN}.*?{END}", re.DOTALL)
 ACCURACIES: dict[str, Callable[[RunRecord], float | None]] = {
     "last": lambda run: run.accuracies[-1] if run.finished else None,
@@ -43,7 +43,7 @@ ACCURACIES: dict[str, Callable[[RunRecord], float | None]] = {
 
 def with_tables(page: str) -> str:
     """The page's text with its tables made anew. UsageError names a table that can't be."""
-    kinds = {"table": table, "differences": differences, "minutes": minutes}
+    kinds = {"table": table, "differences": differences, "core minutes": core_minutes}
     return TABLE.sub(lambda match: f"{match[1]}\n{kinds[match[2]](match[3], match[4])}\n{match[5]}", page)
 
 
@@ -95,21 +95,21 @@ def differences(runs: str, what: str) -> str:
     return f"{markdown(lines)}\n{' '.join(text for several, text in sentences.items() if several in notes)}\n"
 
 
-def minutes(runs: str, levels: str) -> str:
-    """The Markdown table of the minutes until the runs that match first reached each of these accuracies."""
+def core_minutes(runs: str, levels: str) -> str:
+    """The Markdown table of the core minutes until the runs that match first reached each of these accuracies."""
     try:
         percentages = [float(level) for level in levels.split(", ")]
     except ValueError:
-        raise UsageError(f"minutes of {runs}: {levels}: write percentages, such as 40, 50, 60") from None
+        raise UsageError(f"core minutes of {runs}: {levels}: write percentages, such as 40, 50, 60") from None
     records = read_runs(runs)
     require_comparable(records)
     return markdown([minutes_until(run, percentages) for run in records])
 
 
 def minutes_until(run: RunRecord, levels: Sequence[float]) -> dict[str, str]:
-    """A row of that table: "-" where the run did not reach the accuracy."""
-    ends = list(zip(run.minutes, run.accuracies, strict=True))
-    cells = {"minutes on two cores until": Path(run.name).name}
+    """A row of that table: "-" where no epoch of the run ended with that accuracy."""
+    ends = list(zip(run.core_minutes, run.accuracies, strict=True))
+    cells = {"run": Path(run.name).name}
     for level in levels:
         time = next((time for time, accuracy in ends if accuracy >= level), None)
         cells[f"{level:g} %"] = "-" if time is None else f"{time:.1f}"

@@ -20,7 +20,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 def test_every_table_is_up_to_date(page):
     text = page.read_text()
     assert with_tables(text) == text, "make them anew: .venv/bin/python -m evaluation.tables README.md docs/*.md"
-    begun = sum(text.count(f"<!-- {kind} of ") for kind in ("table", "differences", "minutes"))
+    begun = sum(text.count(f"<!-- {kind} of ") for kind in ("table", "differences", "core minutes"))
     assert begun == text.count("<!-- end of table -->") == len(TABLE.findall(text)), (
         "a first or last line is misspelled"
     )
@@ -124,18 +124,21 @@ def test_runs_that_cannot_be_compared_have_no_difference(runs):
         tables.differences("*/* x from a-baseline/*", "last (%) of 1,000 images")
 
 
-def test_the_minutes_are_those_of_two_cores_until_an_accuracy_is_first_reached(runs):
+def test_the_core_minutes_until_an_accuracy_is_first_reached_count_each_thread(runs):
     for name, threads, world_size in (("i-one", 1, 1), ("j-two", 2, 1), ("k-ranks", 1, 2), ("l-four", 4, 1)):
-        about = {"threads": threads, "world_size": world_size}
+        about = {"device": "cpu", "threads": threads, "world_size": world_size}
         write_run(runs / "time" / name, [40.0, 60.5, 60.0], about=about)  # epochs of half an hour
-    assert rows_of(tables.minutes("time/*", "40, 60, 60.5, 61")) == {
-        "i-one": ["15.0", "30.0", "30.0", "-"],
-        "j-two": ["30.0", "60.0", "60.0", "-"],
-        "k-ranks": ["30.0", "60.0", "60.0", "-"],
-        "l-four": ["60.0", "120.0", "120.0", "-"],
+    assert rows_of(tables.core_minutes("time/*", "40, 60, 60.5, 61")) == {
+        "i-one": ["30.0", "60.0", "60.0", "-"],
+        "j-two": ["60.0", "120.0", "120.0", "-"],
+        "k-ranks": ["60.0", "120.0", "120.0", "-"],
+        "l-four": ["120.0", "240.0", "240.0", "-"],
     }
     with pytest.raises(UsageError, match="write percentages"):
-        tables.minutes("time/*", "40 and 60")
+        tables.core_minutes("time/*", "40 and 60")
+    write_run(runs / "time" / "m-gpu", [40.0], about={"device": "NVIDIA H100", "threads": 1, "world_size": 1})
+    with pytest.raises(RunError, match="m-gpu ran on NVIDIA H100"):
+        tables.core_minutes("time/*", "40")
 
 
 def test_a_damaged_run_is_an_error_and_not_a_missing_row():
