@@ -52,6 +52,8 @@ class SuiteConfig:
 
     suite: tyro.conf.Positional[Literal["recipe", "patch-size", "ladder", "data-efficiency", "presets"]]
     """the experiments, listed in config_experiments.py"""
+    only: tuple[str, ...] = ()
+    """names of the suite's experiments, to run only these"""
     epochs: int = 0
     """epochs of an experiment whose multiple is 1; 0: as many as its own settings say"""
     max_train_images: int = 0
@@ -77,6 +79,15 @@ class SuiteConfig:
         for name, lowest in {"epochs": 0, "max_train_images": 0, "seeds": 1, "parallel": 1, "val_size": 0}.items():
             if getattr(self, name) < lowest:
                 raise ValueError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
+        if unknown := [name for name in self.only if name not in SUITES[self.suite]]:
+            names = ", ".join(SUITES[self.suite])
+            raise ValueError(f"only must name experiments of {self.suite} ({names}), got {unknown[0]!r}")
+
+    @property
+    def experiments(self) -> dict[str, Experiment]:
+        """The suite, or what --only names of it."""
+        suite = SUITES[self.suite]
+        return {name: suite[name] for name in suite if not self.only or name in self.only}
 
     @property
     def folder(self) -> Path:
@@ -116,7 +127,7 @@ def plan(config: SuiteConfig, num_images: int) -> list[Job]:
     """All runs of the suite, the seeds of an experiment one after the other. UsageError names what can't work."""
     jobs = [
         create_job(config, name, experiment, seed, num_images)
-        for name, experiment in SUITES[config.suite].items()
+        for name, experiment in config.experiments.items()
         for seed in range(1, config.seeds + 1)
     ]
     names: dict[tuple[Any, ...], str] = {}

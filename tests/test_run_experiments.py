@@ -35,7 +35,7 @@ def suite(monkeypatch, tmp_path) -> SuiteConfig:
     monkeypatch.setitem(SUITES, "recipe", TWO)
     monkeypatch.setattr(run_experiments, "num_cpus", lambda: 1)
     folder = str(tmp_path / "experiments")
-    return SuiteConfig("recipe", 2, 128, dataset="digits", val_size=20, output_dir=folder)
+    return SuiteConfig("recipe", epochs=2, max_train_images=128, dataset="digits", val_size=20, output_dir=folder)
 
 
 @pytest.fixture
@@ -247,6 +247,12 @@ def test_a_flag_that_cannot_work_is_named_before_anything_runs(suite, monkeypatc
     with pytest.raises(UsageError, match=r"^broken: num_heads 5 does not divide embed_dim 24"):
         main(suite)
     assert not suite.folder.exists()
+
+
+def test_only_the_named_experiments_are_planned_and_a_wrong_name_is_refused(suite):
+    assert [job.name for job in plan(replace(suite, only=("longer",), seeds=2), 128)] == ["longer", "longer"]
+    with pytest.raises(ValueError, match=r"only must name experiments of recipe \(plain, longer\), got 'shorter'"):
+        replace(suite, only=("plain", "shorter"))
 
 
 @pytest.mark.parametrize("flags", [{"seeds": 0}, {"parallel": 0}, {"epochs": -1}, {"val_size": -1}])
