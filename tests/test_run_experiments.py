@@ -292,7 +292,8 @@ from training.errors import exit_codes
 from run_experiments import SuiteConfig, main
 one_thread = {{"parallel": 1000}}
 with exit_codes("The same command goes on"):
-    main(SuiteConfig("recipe", {epochs}, 256, dataset="digits", val_size=20, output_dir=sys.argv[1], **one_thread))
+    flags = dict(epochs={epochs}, max_train_images=256, dataset="digits", val_size=20, output_dir=sys.argv[1])
+    main(SuiteConfig("recipe", **flags, **one_thread))
 """
 
 
