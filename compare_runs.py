@@ -23,6 +23,7 @@ import tyro
 from evaluation import comparable, comparison
 from evaluation.comparison import RunRecord
 from evaluation.console import print_difference
+from evaluation.data_efficiency import data_lines
 from training.cli import parse
 from training.console import print_warning
 from training.errors import RunError, UsageError, exit_codes
@@ -91,7 +92,7 @@ def write_results(config: CompareConfig, records: list[RunRecord]) -> None:
     from evaluation.comparison_plots import Curves, plot_comparison  # its import takes seconds: after what can fail
 
     curves = [Curves(row.name, [run.history for run in row.runs], row.runs[0].num_train_images) for row in rows]
-    num_grey = plot_comparison(curves, Path(config.output))
+    num_grey = plot_comparison(curves, Path(config.output), data_lines(rows))
     grey = f" ({num_grey} of {len(curves)}, those with the lowest accuracies, are grey)" if num_grey else ""
     print(f"\nCurves: {config.output}{grey}")
 

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.ticker import EngFormatter
 
+from evaluation.data_efficiency import DataLine
 from training.history import History, monitored_split
 from training.plots import elapsed, marker_for, save_figure, short, whole_epochs
 
@@ -35,19 +36,21 @@ class Curves:
         return float(np.mean([max(history[f"{monitored_split(history)}_acc"]) for history in self.histories]))
 
 
-def plot_comparison(curves: Sequence[Curves], path: Path) -> int:
+def plot_comparison(curves: Sequence[Curves], path: Path, lines: Sequence[DataLine] = ()) -> int:
     """Draw loss and accuracy against the epoch, and accuracy against the images seen and the training time.
 
-    A band is one standard deviation over the runs on both sides of their mean. The legend begins with the best
-    accuracy. Returns how many curves have no colour: of more than MAX_COLOURED, those with the lowest accuracies.
+    Below, accuracy against the number of training images, where there are lines. A band, or a bar, is one standard
+    deviation over the runs on both sides of their mean. The legend begins with the best accuracy. Returns how many
+    curves have no colour: of more than MAX_COLOURED, those with the lowest accuracies.
     """
     curves = sorted(curves, key=lambda one: -one.best)
     num_grey = max(0, len(curves) - MAX_COLOURED)
     ncols = min(3, math.ceil(len(curves) / 4))
     height = 8.5 + 0.25 * math.ceil(min(len(curves), MAX_COLOURED) / ncols)
-    figure, ((loss_axes, acc_axes), (images_axes, time_axes)) = plt.subplots(
-        2, 2, figsize=(13, height), layout="constrained"
-    )
+    layout: list[Any] = [["loss", "accuracy"], ["images", "time"], *([["data", "data"]] if lines else [])]
+    size = (13, height + 4.2 * bool(lines))
+    figure, panels = plt.subplot_mosaic(layout, figsize=size, layout="constrained")
+    loss_axes, acc_axes, images_axes, time_axes = (panels[name] for name in ("loss", "accuracy", "images", "time"))
     times, unit = elapsed(*(history for one in curves for history in one.histories))
     remaining = iter(times)
     for i, one in enumerate(curves):
@@ -74,6 +77,8 @@ def plot_comparison(curves: Sequence[Curves], path: Path) -> int:
     images_axes.xaxis.set_major_formatter(EngFormatter(sep=" "))  # 5 M
     time_axes.set(title="Accuracy against time", xlabel=f"{unit} of training", ylabel="accuracy (%)")
     whole_epochs(loss_axes, acc_axes)
+    if lines:
+        draw_lines(panels["data"], lines, {one.name: COLOURS[i] for i, one in enumerate(curves[:MAX_COLOURED])})
     if not any(one.num_train_images for one in curves):
         images_axes.remove()
     title = f"grey: {num_grey} more, with lower accuracies" if num_grey else None
@@ -90,3 +95,19 @@ def draw(axes: Axes, x: np.ndarray, values: np.ndarray, style: dict[str, Any]) -
     if len(values) > 1:
         std = values.std(axis=0, ddof=1)
         axes.fill_between(x, mean - std, mean + std, color=style["color"], alpha=0.2, linewidth=0)
+
+
+def draw_lines(axes: Axes, lines: Sequence[DataLine], colours: dict[str, str]) -> None:
+    """Draw test accuracy against the number of training images, each line in the colour of its name's curve."""
+    for line in lines:
+        num_images, means, stds = zip(*line.points, strict=True)
+        axes.errorbar(
+            num_images, means, stds, color=colours.get(line.name, "0.6"), marker="o", capsize=4,
+            linestyle="-" if line.equal == "epochs" else "--", label=f"as many {line.equal} as {short(line.name, 50)}",
+        )  # fmt: skip
+    axes.set(title="Accuracy against training images", xlabel="training images", ylabel="test accuracy (%)")
+    counts = sorted({num_images for line in lines for num_images, _, _ in line.points})
+    axes.set_xscale("log")
+    axes.set_xticks(counts, [f"{count:,}" for count in counts])
+    axes.minorticks_off()
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))

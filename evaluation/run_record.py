@@ -81,11 +81,13 @@ class RunRecord:
 
     @property
     def core_minutes(self) -> list[float]:
-        """Minutes, times threads, from the first step to the end of each epoch. RunError for a run on a GPU."""
-        if self.about["device"] != "cpu":
-            raise RunError(f"{self.name} ran on {self.about['device']}: its minutes are not those of CPU cores")
-        threads = self.about["threads"] * self.about["world_size"]
-        return [seconds / 60 * threads for seconds in accumulate(self.history["epoch_time"])]
+        """Minutes, times threads, from the first step to the end of each epoch. RunError where these aren't known."""
+        device, threads, processes = (self.about.get(name) for name in ("device", "threads", "world_size"))
+        if not (device and threads and processes):
+            raise RunError(f"{self.name}: config.json does not say on how many threads the run was")
+        if device != "cpu":
+            raise RunError(f"{self.name} ran on {device}: its minutes are not those of CPU cores")
+        return [seconds / 60 * threads * processes for seconds in accumulate(self.history["epoch_time"])]
 
     @property
     def images_per_second(self) -> float:

@@ -10,6 +10,7 @@ from PIL import Image
 from config_experiments import SUITES
 from evaluation import attention_plots, comparison_plots, evaluation_plots, metrics
 from evaluation.comparison_plots import Curves, plot_comparison
+from evaluation.data_efficiency import DataLine
 from training import plots
 from training.history import new_history
 from vit import VisionTransformer
@@ -120,6 +121,26 @@ def test_seeds_are_a_mean_and_a_band_by_epoch_images_and_time(tmp_path, monkeypa
     assert len(images_axes.lines) == 1  # the other run does not say how many images it saw
     labels = [text.get_text() for text in drawn[0].legends[0].get_texts()]
     assert labels == ["seeds (test, 3 seeds)", "other (test)"]  # the best first
+    plt.close(drawn[0])
+
+
+def test_lines_against_the_training_images_have_the_colours_of_their_curves(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(comparison_plots, "save_figure", lambda figure, path: drawn.append(figure))
+    lines = [
+        DataLine("full", "epochs", [(100, 20.0, 0.0), (1000, 70.0, 2.0)]),
+        DataLine("full", "images seen", [(100, 30.0, 0.0), (1000, 70.0, 2.0)]),
+    ]
+    plot_comparison(
+        [Curves("other", [history_of(2)]), Curves("full", [history_of(2)], 1000)], tmp_path / "x.png", lines
+    )
+    _, acc_axes, _, _, axes = drawn[0].axes
+    [curve] = [line for line in acc_axes.lines if line.get_label().startswith("full")]
+    assert [tuple(line[0].get_ydata()) for line in axes.containers] == [(20, 70), (30, 70)]
+    assert {to_rgb(line[0].get_color()) for line in axes.containers} == {to_rgb(curve.get_color())}
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["100", "1,000"]
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["as many epochs as full", "as many images seen as full"]
     plt.close(drawn[0])
 
 

@@ -139,6 +139,9 @@ def test_the_core_minutes_until_an_accuracy_is_first_reached_count_each_thread(r
     write_run(runs / "time" / "m-gpu", [40.0], about={"device": "NVIDIA H100", "threads": 1, "world_size": 1})
     with pytest.raises(RunError, match="m-gpu ran on NVIDIA H100"):
         tables.core_minutes("time/*", "40")
+    write_run(runs / "time" / "m-gpu", [40.0], about={"device": "cpu", "world_size": 1})
+    with pytest.raises(RunError, match=r"m-gpu: config.json does not say on how many threads"):
+        tables.core_minutes("time/*", "40")
 
 
 def test_a_damaged_run_is_an_error_and_not_a_missing_row():
