@@ -32,17 +32,19 @@ from tqdm import tqdm
 
 from config_experiments import RESNET, SUITES, Experiment
 from config_vit_cifar10 import DatasetName, TrainConfig, ViTConfig
+from evaluation.run_record import read_object
 from resnet import ResNet18
 from train_resnet_cifar10 import ResNetConfig
 from training.cli import parse, parse_training_command
 from training.console import format_time
-from training.data import load_dataset
+from training.data import Dataset, channel_stats, load_dataset
 from training.distributed import num_cpus
 from training.errors import RunError, UsageError, exit_codes
 from training.job import LOOK_EVERY, Job
 from training.provenance import FREE_ON_RESUME, count_flops, python_command
 from vit import VisionTransformer
 
+MEAN_TOLERANCE = 1e-3  # of a channel, in 0..1; decoders of JPEG differ by less
 BAR = "{percentage:3.0f}% of the suite, {remaining} left | {desc}"
 
 
@@ -103,17 +105,18 @@ def main(config: SuiteConfig) -> None:
     """Plan the suite, run what is not finished, print the table."""
     # downloaded now, before several runs want it
     dataset = load_dataset(config.dataset, config.data_dir, 32, config.data_url)
-    num_images = len(dataset.train_images) - config.val_size
-    if num_images < 1:
-        raise UsageError(f"--val-size {config.val_size} leaves none of the {len(dataset.train_images)} training images")
+    num_images, num_classes = len(dataset.train_images) - config.val_size, len(dataset.class_names)
+    if config.val_size and not num_classes <= config.val_size <= len(dataset.train_images) - num_classes:
+        most = len(dataset.train_images) - num_classes
+        raise UsageError(f"--val-size must be 0 or between {num_classes} and {most} here, got {config.val_size}")
     jobs = plan(config, min(num_images, config.max_train_images or num_images))
+    refuse_other_images(jobs, dataset)
     todo = [job for job in jobs if not job.finished]
     print(f"{config.suite}: {len(jobs)} runs in {config.folder}, {len(jobs) - len(todo)} of them finished")
     if config.dry_run:
         print_plan(config, jobs, todo, num_images, len(dataset.test_images))
         return
-    run(config, todo, num_images)
-    failed = [job for job in jobs if not job.finished]
+    failed = run(config, todo, num_images)
     if folders := [job.folder for job in jobs if job not in failed]:
         files = ["--markdown", config.folder / "table.md", "--output", config.folder / "curves.png"]
         compare = [sys.executable, Path(__file__).with_name("compare_runs.py"), *folders, *files]
@@ -143,27 +146,42 @@ def plan(config: SuiteConfig, num_images: int) -> list[Job]:
 def create_job(config: SuiteConfig, name: str, experiment: Experiment, seed: int, num_images: int) -> Job:
     """The run of an experiment; an experiment with all images has `num_images`."""
     script, *flags = shlex.split(experiment.command)
-    config_class = ResNetConfig if script == RESNET else ViTConfig
     flags += ["--dataset", config.dataset, "--data-dir", config.data_dir, "--val-size", str(config.val_size)]
     flags += [*(["--data-url", config.data_url] if config.data_url else []), "--seed", str(seed)]
     if experiment.images != 1 or config.max_train_images:
         flags += ["--max-train-images", str(max(1, round(experiment.images * num_images)))]
     try:
+        settings = settings_of(script, flags)
         if experiment.epochs != 1 or config.epochs:
-            epochs = config.epochs or config_class.from_preset(preset_of(flags)).num_epochs
-            flags += ["--num-epochs", str(max(1, round(experiment.epochs * epochs)))]
-        settings = parse_training_command(config_class, "", flags).config
+            epochs = experiment.epochs * (config.epochs or settings.num_epochs)
+            flags += ["--num-epochs", str(max(1, round(epochs)))]
+            settings = settings_of(script, flags)
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from None
     return Job(name, script, flags, settings, config.folder / name / f"seed-{seed}")
 
 
-def preset_of(flags: list[str]) -> str:
-    return flags[flags.index("--preset") + 1] if "--preset" in flags else "baseline"
+def settings_of(script: str, flags: list[str]) -> ViTConfig | ResNetConfig:
+    return parse_training_command(ResNetConfig if script == RESNET else ViTConfig, "", flags).config
 
 
-def run(config: SuiteConfig, todo: list[Job], num_images: int) -> None:
-    """Run the jobs, so many side by side as `parallel` says, and show how far they are."""
+def refuse_other_images(jobs: list[Job], dataset: Dataset) -> None:
+    """UsageError where a job's folder holds a run of other images, which the settings need not show."""
+    size, mean = dataset.train_images.shape[-1], channel_stats(dataset.train_images)[0]
+    for job in jobs:
+        saved = read_object(job.folder / "config.json").get("data") or {
+            "class_names": dataset.class_names,
+            "mean": mean,
+        }
+        other_mean = max(abs(one - other) for one, other in zip(saved["mean"], mean, strict=True)) > MEAN_TOLERANCE
+        if saved["class_names"] != dataset.class_names or (other_mean and job.config.img_size == size):
+            raise UsageError(
+                f"{job.folder} holds a run of other images than {job.config.data_dir}: choose another --output-dir"
+            )
+
+
+def run(config: SuiteConfig, todo: list[Job], num_images: int) -> list[Job]:
+    """Run the jobs, so many side by side as `parallel` says, and show how far they are. Returns those that failed."""
     waiting, running, failed = list(todo), [], []
     work = {job.name: work_of(job, num_images) for job in todo}
     total, before = sum(work[job.name] for job in todo), sum(work[job.name] * job.share_done for job in todo)
@@ -180,13 +198,14 @@ def run(config: SuiteConfig, todo: list[Job], num_images: int) -> None:
             time.sleep(LOOK_EVERY)
             for job in [job for job in running if job.ended()]:
                 running.remove(job)
-                failed += [] if job.finished else [job]
+                failed += [job] * job.failed
                 say(job.outcome())
             bar.total = sum(work[job.name] * (job.share_done if job in failed else 1.0) for job in todo)
             bar.n = sum(work[job.name] * job.share_done for job in todo)
             bar.set_description_str(
                 ", ".join(f"{job.name} {job.folder.name} {job.epochs_done}/{job.config.num_epochs}" for job in running)
             )
+    return failed
 
 
 def say(line: str) -> None:

@@ -13,10 +13,8 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository's root, wherever this is started from
 
-from evaluation.comparable import require_comparable
-from evaluation.comparison import markdown
-from evaluation.run_record import RunRecord, read_run
-from evaluation.tables import minutes_until
+from evaluation.comparison import RunRecord, group, read_run
+from evaluation.tables import minutes_table
 from training.cli import parse
 from training.errors import UsageError, exit_codes
 
@@ -37,26 +35,26 @@ def main(config: TimeConfig) -> None:
     """Print when each run passed each level, and draw the curves."""
     if not config.runs:
         raise UsageError("name the folders of the runs, such as results/time/*")
-    runs = [read_run(Path(folder)) for folder in config.runs]
-    require_comparable(runs)
-    print(markdown([minutes_until(run, LEVELS) for run in runs]))
-    draw(runs, Path(config.output))
+    rows = group([read_run(Path(folder)) for folder in config.runs])
+    print(minutes_table(rows, LEVELS))
+    draw({name: run for row in rows for name, run in row.named_runs.items()}, Path(config.output))
 
 
-def draw(runs: list[RunRecord], path: Path) -> None:
+def draw(runs: dict[str, RunRecord], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     from training.plots import save_figure
 
     figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
-    for i, run in enumerate(runs):
+    for i, (name, run) in enumerate(runs.items()):
         axes.plot(run.core_minutes, run.accuracies, "o-", markersize=4, color=f"C{i}")
         axes.annotate(
-            f"{Path(run.name).name}  {run.accuracies[-1]:.1f} %", (run.core_minutes[-1], run.accuracies[-1]), (4, 9),
+            f"{name}  {run.accuracies[-1]:.1f} %", (run.core_minutes[-1], run.accuracies[-1]), (4, 9),
             textcoords="offset points", horizontalalignment="right", color=f"C{i}", fontweight="bold",
         )  # fmt: skip
     axes.margins(y=0.1)
-    axes.set(xlabel="minutes of one core", ylabel="held-out accuracy (%)", xlim=(0, None))
+    split = {"val": "held-out accuracy (%)", "test": "test accuracy (%)"}[next(iter(runs.values())).split]
+    axes.set(xlabel="minutes of one core", ylabel=split, xlim=(0, None))
     save_figure(figure, path)
 
 

@@ -37,6 +37,11 @@ class Row:
     name: str
     runs: list[RunRecord]
 
+    @property
+    def named_runs(self) -> dict[str, RunRecord]:
+        """Each run by the row's name, with its seed where there are several."""
+        return {f"{self.name}, seed {run.seed}" if len(self.runs) > 1 else self.name: run for run in self.runs}
+
     def summary(self, value: Callable[[RunRecord], float | None]) -> tuple[float | None, float | None]:
         """Mean and sample standard deviation over the runs. The first is None where the value of a run is not known."""
         values = [number for number in map(value, self.runs) if number is not None]

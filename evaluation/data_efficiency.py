@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 from evaluation.comparison import Row
@@ -23,34 +24,41 @@ class DataLine:
 
 
 def data_lines(rows: Sequence[Row]) -> list[DataLine]:
-    """The lines through finished rows, each up to a row that has the most images of its like."""
+    """The lines through finished rows, each up to a row that has the most images of its like.
+
+    Rows of the same images and epochs, as a run and its repetition are, have the place of the first.
+    """
     alike: dict[object, list[Row]] = {}
     for row in rows:
         run = row.runs[0]
         if run.finished and run.num_train_images and accuracy(row)[0] is not None:
-            settings = {**run.settings, "max_train_images": None, "num_epochs": None}
-            alike.setdefault((run.model_name, *sorted(settings.items())), []).append(row)
+            settings = {
+                **run.settings,
+                "max_train_images": None,
+                "num_epochs": None,
+                "warmup_epochs": None,
+            }  # by epochs
+            like = alike.setdefault((run.model_name, *sorted(settings.items())), [])
+            if size(row) not in map(size, like):
+                like.append(row)
     lines = []
     for group in alike.values():
-        most = max(map(num_images, group))
-        for full in (row for row in group if num_images(row) == most):
-            equal_epochs = [row for row in group if row.runs[0].epochs_done == full.runs[0].epochs_done]
-            equal_seen = [row for row in group if abs(images_seen(row) / images_seen(full) - 1) < ROUNDING]
+        most = max(map(size, group))[0]
+        for full in (row for row in group if size(row)[0] == most):
+            equal_epochs = [row for row in group if size(row)[1] == size(full)[1]]
+            equal_seen = [row for row in group if abs(prod(size(row)) / prod(size(full)) - 1) < ROUNDING]
             lines += [line_of(full.name, "epochs", equal_epochs), line_of(full.name, "images seen", equal_seen)]
-    return [line for line in lines if len({point[0] for point in line.points}) > 1]
+    return [line for line in lines if len(line.points) > 1]
 
 
 def line_of(name: str, equal: Literal["epochs", "images seen"], rows: list[Row]) -> DataLine:
-    points = [(num_images(row), *accuracy(row)) for row in rows]
+    points = [(size(row)[0], *accuracy(row)) for row in rows]
     return DataLine(name, equal, sorted((images, mean or 0.0, std or 0.0) for images, mean, std in points))
 
 
-def num_images(row: Row) -> int:
-    return row.runs[0].num_train_images or 0
-
-
-def images_seen(row: Row) -> int:
-    return row.runs[0].images_seen or 0
+def size(row: Row) -> tuple[int, int]:
+    """Training images and epochs."""
+    return row.runs[0].num_train_images or 0, row.runs[0].epochs_done
 
 
 def accuracy(row: Row) -> tuple[float | None, float | None]:

@@ -83,6 +83,8 @@ class RunRecord:
     def core_minutes(self) -> list[float]:
         """Minutes, times threads, from the first step to the end of each epoch. RunError where these aren't known."""
         device, threads, processes = (self.about.get(name) for name in ("device", "threads", "world_size"))
+        if self.about.get("machines_before"):
+            raise RunError(f"{self.name} went on with other threads or on another machine: its minutes don't add up")
         if not (device and threads and processes):
             raise RunError(f"{self.name}: config.json does not say on how many threads the run was")
         if device != "cpu":
@@ -104,10 +106,18 @@ class RunRecord:
         return self.history[f"{self.split}_acc"]
 
     @property
+    def best_epoch(self) -> int:
+        return int(self.history["epoch"][self.accuracies.index(max(self.accuracies))])
+
+    @property
     def own_evaluation(self) -> dict[str, Any]:
         """evaluation.json, if it is of the best epoch and of the test images of the run's own dataset; else empty."""
-        best_epoch = self.history["epoch"][self.accuracies.index(max(self.accuracies))]
-        expected = {"chosen_on": self.split, "epoch": best_epoch, "dataset": self.config["dataset"], "split": "test"}
+        expected = {
+            "chosen_on": self.split,
+            "epoch": self.best_epoch,
+            "dataset": self.config["dataset"],
+            "split": "test",
+        }
         return self.evaluation if expected.items() <= self.evaluation.items() else {}
 
     @property
@@ -115,8 +125,8 @@ class RunRecord:
         """Of the best epoch, on the test images; None where it is not known."""
         if self.split == "test":
             return max(self.accuracies)
-        if self.finished and self.test_result:
-            return self.test_result.get("test_acc")
+        if self.finished and self.test_result.get("epoch", self.best_epoch) == self.best_epoch:  # early runs lack it
+            return self.test_result.get("test_acc", self.own_evaluation.get("accuracy"))
         return self.own_evaluation.get("accuracy")
 
 

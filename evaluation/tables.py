@@ -101,19 +101,19 @@ def core_minutes(runs: str, levels: str) -> str:
         percentages = [float(level) for level in levels.split(", ")]
     except ValueError:
         raise UsageError(f"core minutes of {runs}: {levels}: write percentages, such as 40, 50, 60") from None
-    records = read_runs(runs)
-    require_comparable(records)
-    return markdown([minutes_until(run, percentages) for run in records])
+    return minutes_table(group(read_runs(runs)), percentages)
 
 
-def minutes_until(run: RunRecord, levels: Sequence[float]) -> dict[str, str]:
-    """A row of that table: "-" where no epoch of the run ended with that accuracy."""
-    ends = list(zip(run.core_minutes, run.accuracies, strict=True))
-    cells = {"run": Path(run.name).name}
-    for level in levels:
-        time = next((time for time, accuracy in ends if accuracy >= level), None)
-        cells[f"{level:g} %"] = "-" if time is None else f"{time:.1f}"
-    return cells
+def minutes_table(rows: Sequence[Row], levels: Sequence[float]) -> str:
+    """That table, a line for each run: "-" where no epoch of it ended with that accuracy."""
+    require_comparable([run for row in rows for run in row.runs])
+    lines = []
+    for name, run in ((name, run) for row in rows for name, run in row.named_runs.items()):
+        ends = list(zip(run.core_minutes, run.accuracies, strict=True))
+        first = {level: next((time for time, accuracy in ends if accuracy >= level), None) for level in levels}
+        cells = {f"{level:g} %": "-" if time is None else f"{time:.1f}" for level, time in first.items()}
+        lines.append({"run": name, **cells})
+    return markdown(lines)
 
 
 def index_of(pattern: str, rows: list[Row]) -> int:

@@ -24,6 +24,7 @@ from processes import Command, Launcher, Result, wait_until
 from torch import nn
 from torch.distributed import HashStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
+from evaluation.run_record import read_run
 from resnet import ResNet18
 from training import checkpoint, distributed
 from training.data import create_eval_loader, load_dataset
@@ -229,6 +230,10 @@ def test_going_on_with_another_number_of_processes_warns(launcher, stopped, tmp_
     assert result.code == 0, result.err
     assert re.search(r"^WARNING: the bits may differ .*world_size 2 before, 1 now", result.err)
     assert history_of(tmp_path / "run")["epoch"] == [1, 2]
+    about = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (about["world_size"], [machine["world_size"] for machine in about["machines_before"]]) == (1, [2])
+    with pytest.raises(RunError, match="its minutes don't add up"):
+        print(read_run(tmp_path / "run").core_minutes)
 
 
 @pytest.mark.parametrize("victim", [0, 1])

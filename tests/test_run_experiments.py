@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,13 +15,15 @@ from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import pytest
+import torch
 from processes import Run, processes, wait_until
 from tqdm import tqdm
 
 import run_experiments
 from config_experiments import SUITES, Experiment
 from config_vit_cifar10 import ViTConfig
-from run_experiments import SuiteConfig, advice, main, passes, plan, work_of
+from run_experiments import SuiteConfig, advice, main, passes, plan, refuse_other_images, work_of
+from training.data import Dataset
 from training.errors import RunError, UsageError
 from training.history import new_history
 
@@ -99,6 +102,15 @@ def test_shares_of_the_images_and_multiples_of_the_epochs():
     assert (own["baseline"], own["half-the-epochs"]) == (100, 50)
 
 
+@pytest.mark.parametrize(
+    ("flags", "epochs"), [("--num-epochs 30", 60), ("--preset=quick", 100), ("--preset quick --num-epochs 3", 6)]
+)
+def test_a_multiple_is_one_of_the_epochs_that_the_command_itself_has(monkeypatch, flags, epochs):
+    monkeypatch.setitem(SUITES, "recipe", {"twice": Experiment(f"train_vit_cifar10.py {flags}", epochs=2)})
+    [job] = plan(SuiteConfig("recipe"), 49_000)
+    assert job.config.num_epochs == epochs
+
+
 def changed_fields(before: ViTConfig, after: ViTConfig) -> set[str]:
     return {name for name, value in after.to_dict().items() if before.to_dict()[name] != value}
 
@@ -143,9 +155,51 @@ def test_the_share_that_is_done_is_one_of_the_arithmetic(tmp_path, done, share):
     assert job.share_done == share
 
 
-def test_a_val_size_that_leaves_no_training_images_is_refused(suite):
-    with pytest.raises(UsageError, match="leaves none of the"):
-        main(replace(suite, val_size=100_000))
+@pytest.mark.parametrize("val_size", [5, 1430, 100_000])
+def test_a_val_size_that_does_not_fit_is_refused(suite, val_size):
+    with pytest.raises(UsageError, match=rf"--val-size must be 0 or between 10 and 1427 here, got {val_size}"):
+        main(replace(suite, val_size=val_size))
+
+
+def test_a_run_of_other_images_is_not_taken_for_finished(suite):
+    images, labels = torch.full((4, 3, 16, 16), 51, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
+    dataset = Dataset([str(digit) for digit in range(10)], images, labels, images, labels)
+    [job, *_] = plan(suite, 128)
+    job.folder.mkdir(parents=True)
+    other_mean, other_names = {"mean": [0.2, 0.2, 0.21]}, {"class_names": ["a"]}
+    for change, alike in [({}, True), ({"mean": [0.2001] * 3}, True), (other_mean, False), (other_names, False)]:
+        data = {"class_names": dataset.class_names, "mean": [0.2] * 3} | change
+        (job.folder / "config.json").write_text(json.dumps({"data": data}))
+        with nullcontext() if alike else pytest.raises(UsageError, match="holds a run of other images than data"):
+            refuse_other_images([job], dataset)
+
+
+def test_a_run_that_could_not_save_its_last_weights_has_failed(suite):
+    [job, *_] = plan(replace(suite, val_size=0), 128)
+    job.folder.mkdir(parents=True)
+    (job.folder / "config.json").write_text(json.dumps({"config": job.config.to_dict()}))
+    history = {name: [1.0] * job.config.num_epochs for name in new_history("test")}
+    (job.folder / "training_history.json").write_text(json.dumps(history))
+    job.log.write_text("error: not all of the run could be saved\n")
+    assert [replace(job, process=SimpleNamespace(returncode=code)).failed for code in (0, 1)] == [False, True]
+
+
+@pytest.mark.parametrize("config", [None, [], "text"])
+def test_a_damaged_config_is_that_of_no_finished_run(suite, config):
+    [job, *_] = plan(suite, 128)
+    job.folder.mkdir(parents=True)
+    (job.folder / "config.json").write_text(json.dumps({"config": config}))
+    assert not job.finished
+
+
+def test_a_run_whose_epochs_are_too_short_to_be_timed_is_measured_by_the_first(suite):
+    """Such a run still goes on, for perhaps thousands of epochs."""
+    [job, *_] = plan(suite, 128)
+    job.folder.mkdir(parents=True)
+    job.log.write_text("Epoch [2/2000]\n")
+    history = {name: [1.0] for name in new_history("val")} | {"images_per_second": [123.0]}
+    (job.folder / "training_history.json").write_text(json.dumps(history))
+    assert replace(job, process=SimpleNamespace(poll=lambda: None)).first_speed() == 123
 
 
 def test_a_suite_runs_skips_what_is_finished_and_goes_on_with_the_rest(suite, forked, capsys):

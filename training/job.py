@@ -54,10 +54,10 @@ class Job:
         """
         try:
             saved = json.loads((self.folder / "config.json").read_text())["config"]
+            saved = {**type(self.config)().to_dict(), **saved}  # a setting that it does not know had its default
         except (OSError, ValueError, KeyError, TypeError):
             return False
         planned = self.config.to_dict()
-        saved = {**type(self.config)().to_dict(), **saved}  # a setting that it does not know had its default
         other = [name for name in planned if name not in FREE_ON_RESUME and saved[name] != planned[name]]
         if other:
             changes = ", ".join(f"{name} is {saved[name]} there and {planned[name]} here" for name in other)
@@ -92,10 +92,15 @@ class Job:
         if self.process:
             self.process.wait()
 
+    @property
+    def failed(self) -> bool:
+        """Whether it has ended in any other way than finished and saved."""
+        return bool(self.process and self.process.returncode) or not self.finished
+
     def outcome(self) -> str:
         """What became of it, in a line."""
         code = self.process.returncode if self.process else 0
-        if code or not self.finished:
+        if self.failed:
             return f"FAILED {self.name} in {self.folder}, exit code {code}: {self.last_line()}; see {self.log}"
         records: dict[str, Any] = history.read(self.folder / "training_history.json") or {}
         split = history.monitored_split(records)
@@ -112,8 +117,9 @@ class Job:
             ended = self.ended()
             if found := re.search(r"(\d+) images/s: about", self.log.read_text(errors="replace")):
                 return float(found[1])
+            records = history.read(self.folder / "training_history.json")
+            if records and records["epoch"]:  # the first epoch was too short to be timed so
+                return records["images_per_second"][0]
             if ended:
-                if records := history.read(self.folder / "training_history.json"):  # too short to be timed so
-                    return records["images_per_second"][0]
                 raise RunError(f"{self.name} could not be measured: {self.last_line()}")
             time.sleep(LOOK_EVERY)

@@ -44,6 +44,7 @@ def describe_run(
         "work": flops * len(train_loader.images) * config.full_epochs,
         "config": config.to_dict(),
         "extended_from": [],  # numbers of epochs that the schedule had before --extend
+        "machines_before": [],  # where the run began and went on, if not always on the same machine and threads
         "data": {
             "class_names": dataset.class_names,
             "num_train_images": len(train_loader.images),
@@ -111,14 +112,15 @@ def refuse_other_run(
         raise UsageError(f"--resume goes on with the settings that the run began with: {'; '.join(other)}{advice}")
 
 
-def warn_of_other_machine(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Print a warning where the last bits may differ from here on."""
+def warn_of_other_machine(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Print a warning where the last bits may differ from here on. Returns whether it did."""
     names = ("device", "cpu", "threads", "world_size", "compile")
     other = [f"{name} {before[name]} before, {now[name]} now" for name in names if before[name] != now[name]]
     if before["versions"]["torch"] != now["versions"]["torch"]:
         other.append(f"torch {before['versions']['torch']} before, {now['versions']['torch']} now")
     if other:
         console.print_warning(f"the bits may differ from those of an uninterrupted run: {'; '.join(other)}")
+    return bool(other)
 
 
 def describe_machine(device: torch.device, compiled: bool) -> dict[str, Any]:

@@ -101,8 +101,9 @@ class Run:
         if saved:
             self.extend &= not saved["extended_from"] or saved["config"]["num_epochs"] != self.config.num_epochs
             refuse_other_run(saved, metadata, self.config, create_model, self.extend)
-            if self.folder:
-                warn_of_other_machine(saved["machine"], machine)
+            left = saved["epoch"] < self.config.num_epochs
+            moved = bool(self.folder) and warn_of_other_machine(saved["machine"], machine) and left
+            metadata["machines_before"] = saved.get("machines_before", []) + [saved["machine"]] * moved
             metadata["extended_from"] = saved["extended_from"] + [saved["config"]["num_epochs"]] * self.extend
             self.state.load_state_dict(saved)
         start = self._resumable()
@@ -121,7 +122,7 @@ class Run:
         if new:  # an extended run is new in this: its settings are not those of its folder
             checkpoint.save(folder.path / "last.pth", start)  # a disk that takes none of it is better known now
         self.begun = True
-        if new or not (folder.path / "config.json").exists():
+        if new or self.metadata["machines_before"] or not (folder.path / "config.json").exists():
             history.write_json(folder.path / "config.json", {**self.metadata, **self.machine})
         history.write_json(folder.path / "training_history.json", start["history"])  # it may be behind, or damaged
 

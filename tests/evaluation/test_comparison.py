@@ -46,6 +46,8 @@ def test_the_speed_is_all_images_over_all_seconds(tmp_path):
         ("val", True, (), None),
         ("val", True, ("test_result",), 66.0),
         ("val", False, ("test_result",), None),  # of the run before it was extended
+        ("val", True, ("test_result of epoch 1",), None),  # as after the last of the added epochs, before the test
+        ("val", True, ("test_result of epoch 2",), 66.0),
         ("val", True, ("evaluation",), 75.0),
         ("val", False, ("evaluation",), 75.0),
         ("val", True, ("test_result", "evaluation"), 66.0),
@@ -56,8 +58,10 @@ def test_the_speed_is_all_images_over_all_seconds(tmp_path):
 def test_the_test_accuracy_is_that_of_the_best_epoch_where_it_is_known(tmp_path, split, done, files, expected):
     folder = write_run(tmp_path / "run", [60.0, 70.0], split, num_epochs=2 if done else 3)
     for name in files:
-        if name == "test_result":
-            (tmp_path / "run" / "test_result.json").write_text('{"test_loss": 1.0, "test_acc": 66.0}')
+        if name.startswith("test_result"):
+            epoch = {"epoch": int(name[-1])} if name[-1].isdigit() else {}  # old runs have none
+            content = {"test_loss": 1.0, "test_acc": 66.0} | epoch
+            (tmp_path / "run" / "test_result.json").write_text(json.dumps(content))
         else:
             changes = {"evaluation of epoch 1": {"epoch": 1}, "evaluation on other images": {"chosen_on": None}}
             write_evaluation(folder, [0, 0, 1, 1], [0, 0, 1, 0], **changes.get(name, {}))

@@ -5,15 +5,18 @@ from typing import Any
 
 import pytest
 
+from config_vit_cifar10 import ViTConfig
 from evaluation.comparison import group, read_run
 from evaluation.data_efficiency import DataLine, data_lines
 from tests.run_folders import write_run
 
 
 def write(folder: Path, num_images: int, epochs: int, accuracy: float, **settings: Any) -> str:
+    """A run with the warmup that its number of epochs makes, and with --max-train-images unless it has all 1,000."""
     return write_run(
         folder, [1.0] * (epochs - 1) + [accuracy], data={"num_train_images": num_images},
-        max_train_images=num_images if num_images < 1000 else 0, **settings,
+        max_train_images=num_images if num_images < 1000 else 0,
+        warmup_epochs=ViTConfig(num_epochs=epochs).to_dict()["warmup_epochs"], **settings,
     )  # fmt: skip
 
 
@@ -43,9 +46,12 @@ def test_other_models_settings_and_unfinished_runs_have_lines_of_their_own_or_no
     assert lines == [DataLine("resnet", "epochs", [(500, 60, 0), (1000, 80, 0)])]
 
 
-def test_runs_on_the_same_images_make_no_line(tmp_path):
-    """Two rows of the same settings, as a run and its repetition are."""
-    assert lines_of(write(tmp_path / "one", 500, 2, 50.0), write(tmp_path / "other", 500, 2, 52.0)) == []
+def test_runs_on_the_same_images_make_no_line_and_a_repetition_has_the_place_of_the_first(tmp_path):
+    one, repeated = write(tmp_path / "one", 1000, 2, 50.0), write(tmp_path / "repeated", 1000, 2, 52.0)
+    assert lines_of(one, repeated) == []
+    assert lines_of(one, repeated, write(tmp_path / "half", 500, 2, 30.0)) == [
+        DataLine("one", "epochs", [(500, 30, 0), (1000, 50, 0)])
+    ]
 
 
 def test_held_out_runs_count_with_their_test_accuracy_alone(tmp_path):

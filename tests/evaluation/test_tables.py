@@ -134,6 +134,9 @@ def test_the_core_minutes_until_an_accuracy_is_first_reached_count_each_thread(r
         "k-ranks": ["60.0", "120.0", "120.0", "-"],
         "l-four": ["120.0", "240.0", "240.0", "-"],
     }
+    write_run(runs / "seeds" / "seed-1", [70.0], about=about | {"threads": 1}, seed=1)
+    write_run(runs / "seeds" / "seed-2", [60.0], about=about | {"threads": 1}, seed=2)
+    assert rows_of(tables.core_minutes("seeds/*", "65")) == {"seeds, seed 1": ["30.0"], "seeds, seed 2": ["-"]}
     with pytest.raises(UsageError, match="write percentages"):
         tables.core_minutes("time/*", "40 and 60")
     write_run(runs / "time" / "m-gpu", [40.0], about={"device": "NVIDIA H100", "threads": 1, "world_size": 1})
