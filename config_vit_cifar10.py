@@ -123,6 +123,10 @@ class TrainConfig:
             raise ValueError(f"small_images_share needs an even img_size, at least {smallest:g}, got {self.img_size}")
         if self.crop_padding >= self.img_size:
             raise ValueError(f"crop_padding must be below img_size {self.img_size}, got {self.crop_padding}")
+        if self.augment_policy != "cifar10" and not self.auto_augment:
+            raise ValueError(
+                f"augment_policy {self.augment_policy} has no use without auto_augment: give --auto-augment"
+            )
         for name in ("mixup_alpha", "cutmix_alpha"):
             if 0 < getattr(self, name) < 1e-3:  # single precision can't draw from such a Beta distribution
                 raise ValueError(f"{name} must be 0 (off) or at least 0.001, got {getattr(self, name)}")
@@ -145,8 +149,9 @@ class TrainConfig:
 
     @property
     def small_epochs(self) -> int:
-        """Epochs, the first ones, whose images have half the height and width."""
-        return round(self.small_images_share * self.num_epochs)
+        """Epochs, the first ones, whose images have half the height and width; not the last, unless the share is 1."""
+        small = round(self.small_images_share * self.num_epochs)
+        return small if self.small_images_share == 1 else min(small, self.num_epochs - 1)
 
     @property
     def full_epochs(self) -> float:

@@ -155,8 +155,10 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"pos_embed must be learn or relative, got {pos_embed}")
 
         self.num_prefix_tokens, self.grid = int(global_pool == "token"), img_size // patch_size
+        self.sizes = [img_size] if self.grid % 2 else [img_size, img_size // 2]  # of images, in pixels
         learned, num_tokens = pos_embed == "learn", self.num_prefix_tokens + self.grid**2
-        rel_pos = [None if learned else RelPosBias(self.grid, num_heads, self.num_prefix_tokens) for _ in range(depth)]
+        places = self.grid, num_heads, self.num_prefix_tokens
+        rel_pos = [None if learned else RelPosBias(*places, block) for block in range(depth)]
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim)) if self.num_prefix_tokens else None
         self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, embed_dim)) if learned else None
@@ -176,8 +178,6 @@ class VisionTransformer(nn.Module):
             nn.init.normal_(self.cls_token, std=1e-6)
         if self.pos_embed is not None:
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        for block, module in enumerate(module for module in self.modules() if isinstance(module, RelPosBias)):
-            module.init_weights(block)
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -191,6 +191,8 @@ class VisionTransformer(nn.Module):
                     nn.init.trunc_normal_(module.weight, std=0.7 * module.in_features**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2] != x.shape[3] or x.shape[2] not in self.sizes:
+            raise ValueError(f"images must have {' or '.join(map(str, self.sizes))} rows and columns, got {[*x.shape]}")
         x = self.patch_embed(x)                               # (B, T, D)
         pos_embed = self.positions(x.shape[1])
         if self.cls_token is not None:                        # (B, N, D)
@@ -225,17 +227,25 @@ class RelPosBias(nn.Module):
 
     T5's bias (arXiv 1910.10683) in two dimensions, as Swin's (2103.14030) and timm's of this name; as there, three more
     numbers are for the class token: as query, as key, as both. An image of half the size has every second place.
+
+    Each head begins at one of a patch's NEIGHBOURS, the next in each next head and block: minus the squared distance
+    from it, down to -9. Swin and timm begin near 0 everywhere.
     """
 
     index: Tensor
 
-    def __init__(self, grid: int, num_heads: int, num_prefix_tokens: int):
+    def __init__(self, grid: int, num_heads: int, num_prefix_tokens: int, block: int):
         super().__init__()
-        self.num_prefix_tokens, num_offsets = num_prefix_tokens, (2 * grid - 1) ** 2
-        self.relative_position_bias_table = nn.Parameter(torch.empty(num_offsets + 3 * num_prefix_tokens, num_heads))
-        places = torch.arange(grid)
+        self.num_prefix_tokens = num_prefix_tokens
+        places, away = torch.arange(grid), torch.arange(grid - 1, -grid, -1)  # `away`: of a key from its query
+        table = torch.zeros(len(away) ** 2 + 3 * num_prefix_tokens, num_heads)
+        for head in range(num_heads):
+            row, column = NEIGHBOURS[(block * num_heads + head) % 9]
+            distances = (away[:, None] - row) ** 2 + (away - column) ** 2     # squared, of each offset
+            table[: distances.numel(), head] = -distances.flatten().clamp(max=9)
+        self.relative_position_bias_table = nn.Parameter(table)
         offset = places[:, None] - places + grid - 1          # (grid, grid), of a query's place from a key's, from 0
-        index = offset[:, None, :, None] * (2 * grid - 1) + offset[None, :, None, :]
+        index = offset[:, None, :, None] * len(away) + offset[None, :, None, :]
         self.register_buffer("index", index, persistent=False)                              # (grid, grid, grid, grid)
 
     def forward(self, num_tokens: int) -> Tensor:
@@ -246,19 +256,6 @@ class RelPosBias(nn.Module):
             index = F.pad(index, (1, 0, 0, 0), value=last - 1)
             index[0, 0] = last
         return self.relative_position_bias_table[index].permute(2, 0, 1)                    # (H, N, N)
-
-    @torch.no_grad()
-    def init_weights(self, block: int) -> None:
-        """Each head begins at one of a patch's NEIGHBOURS: minus the squared distance from it, down to -9.
-
-        Swin and timm begin near 0 everywhere.
-        """
-        table = self.relative_position_bias_table.zero_()
-        away = torch.arange(len(self.index) - 1, -len(self.index), -1)                      # of a key from its query
-        for head in range(table.shape[1]):
-            row, column = NEIGHBOURS[(block * table.shape[1] + head) % 9]
-            distances = (away[:, None] - row) ** 2 + (away - column) ** 2                   # squared, of each offset
-            table[: distances.numel(), head] = -distances.flatten().clamp(max=9)
 
 
 # The rest makes dropout cheaper on a CPU and changes nothing else. To skip it, read Dropout as nn.Dropout, and

@@ -22,10 +22,10 @@ def classify_files(subject: TrainedModel, files: tuple[str, ...], folder: Path) 
     from evaluation.attention_plots import plot_classified  # its import takes seconds: after what can fail
 
     names, has_attention = subject.class_names, attention.has_attention(subject.model)
-    top = subject(images).softmax(dim=1).topk(min(NUM_GUESSES, len(names)), dim=1)
     drawn: set[str] = set()
     for i, file in enumerate(files):
-        guesses = [(names[c], p) for p, c in zip(top.values[i].tolist(), top.indices[i].tolist(), strict=True)]
+        top = subject(images[i : i + 1])[0].softmax(dim=0).topk(min(NUM_GUESSES, len(names)))
+        guesses = [(names[c], p) for p, c in zip(top.values.tolist(), top.indices.tolist(), strict=True)]
         print(f"{file}: {', '.join(f'{name} {100 * probability:.1f}%' for name, probability in guesses)}")
         maps = None
         if has_attention:

@@ -15,6 +15,7 @@ from training.weight_files import FILES
 RECIPE = (  # the settings that a training is told by, beside the model's own
     *("num_epochs", "batch_size", "optimizer", "learning_rate", "muon_learning_rate", "schedule", "weight_decay"),
     *("warmup_epochs", "clip_grad_norm", "crop_padding", "horizontal_flip", "auto_augment", "augment_policy"),
+    "randaugment_magnitude",
     *("random_erasing", "mixup_alpha", "cutmix_alpha", "mix_probability", "label_smoothing", "small_images_share"),
     *("freeze_backbone", "layer_decay", "seed"),
 )
@@ -64,6 +65,7 @@ def recipe_of(config: dict[str, Any]) -> list[str]:
     without_use = {
         "muon_learning_rate": config["optimizer"] != "muon",
         "augment_policy": not config["auto_augment"],
+        "randaugment_magnitude": not config["auto_augment"] or config.get("augment_policy") != "randaugment",
         "mix_probability": not (config["mixup_alpha"] or config["cutmix_alpha"]),
         "layer_decay": config.get("layer_decay") == 1,
     }

@@ -134,6 +134,7 @@ def test_zero_is_refused_exactly_where_it_makes_no_sense(name):
         ({"warmup_epochs": "none"}, "warmup_epochs"),
         ({"crop_padding": 32}, "crop_padding"),
         ({"small_images_share": 1.1}, "small_images_share"),
+        ({"augment_policy": "trivialaugment", "auto_augment": False}, "give --auto-augment"),
         ({"small_images_share": 0.5, "patch_size": 32}, "small_images_share"),
         ({"small_images_share": 0.5, "img_size": 21, "patch_size": 3}, "small_images_share"),
         ({"pos_embed": "rope"}, "pos_embed"),
@@ -205,7 +206,10 @@ def test_a_short_run_warms_up_for_a_fifth_and_a_long_one_as_its_recipe(num_epoch
     assert ViTConfig(num_epochs=num_epochs, warmup_epochs=num_epochs).warmup == num_epochs
 
 
-@pytest.mark.parametrize(("share", "num_epochs", "small"), [(0, 10, 0), (0.5, 3, 2), (0.65, 100, 65), (1, 7, 7)])
+@pytest.mark.parametrize(
+    ("share", "num_epochs", "small"),
+    [(0, 10, 0), (0.5, 3, 2), (0.65, 100, 65), (1, 7, 7), (0.8, 1, 0), (0.8, 2, 1), (1, 1, 1)],
+)
 def test_the_share_of_small_images_is_a_whole_number_of_epochs(share, num_epochs, small):
     assert ViTConfig(small_images_share=share, num_epochs=num_epochs).small_epochs == small
 

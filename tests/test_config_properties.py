@@ -103,6 +103,8 @@ def misfits(config_class: type[TrainConfig], values: dict[str, Any]) -> set[str]
         wrong.add("warmup_epochs")
     if all_values["crop_padding"] >= all_values["img_size"]:
         wrong.add("crop_padding")
+    if all_values["augment_policy"] != "cifar10" and not all_values["auto_augment"]:
+        wrong.add("augment_policy")
     wrong |= {name for name in ("mixup_alpha", "cutmix_alpha") if 0 < all_values[name] < 1e-3}
     too_small = all_values["img_size"] < 2 * config_class.ranges["img_size"][0]
     if all_values["small_images_share"] and (all_values["img_size"] % 2 > 0 or too_small):

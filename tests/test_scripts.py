@@ -510,6 +510,22 @@ def test_the_command_that_extended_a_run_goes_on_with_it_when_given_again(traine
     assert load(folder / "last.pth")["extended_from"] == [3]
 
 
+def test_a_run_that_is_extended_has_no_more_small_images(run, tmp_path, monkeypatch):
+    flags = [*TINY, "--small-images-share=0.5", "--max-train-images=64", "--output-dir", tmp_path / "run"]
+    assert run("train_vit_cifar10.py", *flags, "--num-epochs=2").code == 0
+    sizes = []
+    monkeypatch.setattr(
+        "vit.PatchEmbed.forward",
+        lambda self, x: sizes.append(x.shape[-1] if self.training else 0) or self.proj(x).flatten(2).transpose(1, 2),
+    )
+    longer = [*flags, "--num-epochs=6", "--resume", "--extend"]
+    assert run("train_vit_cifar10.py", *longer).code == 0
+    assert set(sizes) == {0, 16}
+    config = read_strict_json(tmp_path / "run" / "config.json")["config"]
+    assert ViTConfig(**config).small_epochs == 1
+    assert "all its 6 epochs" in run("train_vit_cifar10.py", *longer).out
+
+
 def test_extending_without_more_epochs_is_refused(trained, run):
     before = files_of(trained[0])
     result = run("train_vit_cifar10.py", *TINY, "--output-dir", trained[0], "--resume", "--extend")

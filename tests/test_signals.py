@@ -9,13 +9,14 @@ from training.errors import RunError, Terminated
 from training.signals import DeferredSignals, StopRequested
 
 EXITS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+HANDLED = [*EXITS, signal.SIGHUP]
 NOTE = "\nstopping after this step; Ctrl-C once more stops at once, without saving\n"
 
 
 @pytest.fixture(autouse=True)
 def handlers_of_before():
     """The handlers are the test run's own again, whatever the test did; SIGTERM does not end it."""
-    before = {number: signal.getsignal(number) for number in EXITS}
+    before = {number: signal.getsignal(number) for number in HANDLED}
     signal.signal(signal.SIGTERM, lambda *_: pytest.fail("SIGTERM came through"))
     yield
     for number, handler in before.items():
@@ -23,7 +24,7 @@ def handlers_of_before():
 
 
 def handlers() -> list:
-    return [signal.getsignal(number) for number in EXITS]
+    return [signal.getsignal(number) for number in HANDLED]
 
 
 @pytest.mark.parametrize("number", EXITS)
@@ -121,3 +122,28 @@ def test_under_torchrun_the_note_promises_no_second_interrupt(monkeypatch, capfd
     with DeferredSignals():
         os.kill(os.getpid(), signal.SIGINT)
     assert capfd.readouterr() == ("", "\nstopping after this step\n")
+
+
+@pytest.mark.parametrize("lost", [(), (1,), (2,), (1, 2)])
+def test_a_lost_terminal_waits_for_the_check_however_often_it_is_told_and_silences_what_is_lost(lost, tmp_path):
+    """SIGHUP comes from the kernel and from the shell. /dev/full, like a lost terminal, takes no byte."""
+    kept = {stream: os.dup(stream) for stream in (1, 2)}
+    try:
+        for stream in kept:
+            place = os.open("/dev/full" if stream in lost else tmp_path / str(stream), os.O_WRONLY | os.O_CREAT)
+            os.dup2(place, stream)
+            os.close(place)
+        with DeferredSignals() as signals:
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGHUP)
+            for stream in kept:
+                os.write(stream, b"goes on")
+            with pytest.raises(StopRequested) as caught:
+                signals.check()
+    finally:
+        for stream, saved in kept.items():
+            os.dup2(saved, stream)
+            os.close(saved)
+    assert caught.value.as_exit is Terminated
+    for stream in kept.keys() - set(lost):
+        assert (tmp_path / str(stream)).read_text().endswith("goes on")

@@ -136,7 +136,7 @@ def test_half_size_images_have_the_positions_of_the_same_places():
 
 
 def test_half_size_images_have_the_biases_of_the_same_distances_in_the_picture():
-    bias = RelPosBias(grid=8, num_heads=2, num_prefix_tokens=1)
+    bias = RelPosBias(grid=8, num_heads=2, num_prefix_tokens=1, block=0)
     nn.init.normal_(bias.relative_position_bias_table)
     full, small = bias(65), bias(17)
     assert torch.equal(small[:, 0, :5], full[:, 0, :5])  # the class token's
@@ -153,6 +153,19 @@ def test_half_size_images_give_logits_and_a_gradient_to_every_parameter(global_p
     assert logits.shape == (2, 10)
     logits.square().sum().backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize("pos_embed", ["learn", "relative"])
+@pytest.mark.parametrize("size", [(16, 64), (28, 28), (64, 64), (32, 16), (8, 8)])
+def test_images_of_another_size_or_shape_are_refused(pos_embed, size):
+    model = VisionTransformer(depth=1, embed_dim=24, pos_embed=pos_embed)
+    with pytest.raises(ValueError, match=r"images must have 32 or 16 rows and columns, got \[1, 3, "):
+        model(torch.randn(1, 3, *size))
+
+
+def test_an_odd_grid_has_no_half():
+    with pytest.raises(ValueError, match="images must have 12 rows"):
+        VisionTransformer(img_size=12, depth=1, embed_dim=24)(torch.randn(1, 3, 6, 6))
 
 
 def test_with_zero_init_a_block_begins_as_the_identity_and_all_classes_are_equally_likely():

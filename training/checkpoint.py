@@ -16,7 +16,7 @@ from torch import nn
 
 from training import distributed
 from training.engine import EpochSums
-from training.errors import RunError, first_line
+from training.errors import GENTLER, RunError, first_line
 from training.files import read_sealed, write_sealed
 from training.history import History, append
 
@@ -27,10 +27,7 @@ def save(path: Path, content: dict[str, Any], previous: Path | None = None) -> N
     """Write a checkpoint to `path`; RunError for weights that are not finite, DiskError where it can't be written."""
     for name, tensor in content["model"].items():
         if not tensor.isfinite().all():
-            raise RunError(
-                f"{name} is not finite any more, so {path} stays as it was: start anew with a lower --learning-rate, "
-                "or --clip-grad-norm 1"
-            )
+            raise RunError(f"{name} is not finite any more, so {path} stays as it was: start anew with {GENTLER}")
     write_sealed(path, {"format_version": FORMAT_VERSION, **content}, previous)
 
 

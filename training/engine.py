@@ -15,7 +15,7 @@ from tqdm import tqdm
 from training import distributed
 from training.data.loader import ImageLoader
 from training.device import autocast
-from training.errors import RunError
+from training.errors import GENTLER, RunError
 
 
 @dataclass
@@ -124,7 +124,7 @@ def not_finite(loss: Tensor, grad_norm: Tensor, epoch: int, first_batch: int, ba
     where = f"batch {batch}" if first_batch == batch else f"batches {first_batch} to {batch}"
     return RunError(
         f"{bad[0] if bad else 'loss or gradient were not finite'} in {where} of epoch {epoch}; what was saved is "
-        "untouched. Start anew with a lower --learning-rate, --clip-grad-norm 1 or --precision fp32"
+        f"untouched. Start anew with {GENTLER}, or --precision fp32"
     )
 
 
@@ -158,8 +158,6 @@ def evaluate(
     sums = [F.cross_entropy(logits.double(), labels, reduction="sum"), (logits.argmax(dim=1) == labels).sum()]
     loss_sum, correct = distributed.add_up(torch.stack(sums)).tolist()
     if not math.isfinite(loss_sum):
-        raise RunError(
-            f"the {loader.split} loss became {loss_sum}: start anew with a lower --learning-rate, or --clip-grad-norm 1"
-        )
+        raise RunError(f"the {loader.split} loss became {loss_sum}: start anew with {GENTLER}")
     num_images = len(loader.images)
     return {f"{loader.split}_loss": loss_sum / num_images, f"{loader.split}_acc": 100 * int(correct) / num_images}

@@ -7,6 +7,8 @@ import signal
 import sys
 from collections.abc import Iterator
 
+GENTLER = "a lower --learning-rate (with muon, --muon-learning-rate too) or --clip-grad-norm 1"  # after a loss of NaN
+
 
 class RunError(Exception):
     """The message says what is wrong, where, and what the user can do. Ends the program with exit code 1."""

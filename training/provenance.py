@@ -56,7 +56,7 @@ def describe_run(
 
 
 def count_parameters(create_model: Callable[..., nn.Module], /, **model_args: Any) -> int:
-    """Numbers that training learns, counted without allocating them."""
+    """Numbers in the model's parameters, frozen or not, counted without allocating them."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in create_model(**model_args).parameters())
 
@@ -87,7 +87,7 @@ def refuse_other_run(
     before, now = {**defaults, **saved["config"]}, metadata["config"]
     if extend and now["num_epochs"] <= before["num_epochs"]:
         raise UsageError(f"--extend needs more than the {before['num_epochs']} epochs of the run: give --num-epochs")
-    free = [*FREE_ON_RESUME, *["num_epochs"] * extend]
+    free = [*FREE_ON_RESUME, *["num_epochs", "small_images_share"] * extend]
     other = [
         f"{name} was {before[name]}, is {value}"
         for name, value in now.items()

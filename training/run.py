@@ -79,8 +79,12 @@ class Run:
                 raise error  # for what is held to see it
 
     def share_start(self) -> Any:
-        """Give the checkpoint to go on from to all ranks. Returns the config, its warmup that of the resumed run."""
+        """Give the checkpoint to go on from to all ranks. Returns the config with the run's warmup and small images."""
         self.saved = distributed.broadcast(self.saved)
+        if self.saved and (self.extend or self.saved["extended_from"]):  # the epochs that are added have full images
+            before = {name: self.saved["config"].get(name, 0) for name in ("num_epochs", "small_images_share")}
+            small = replace(self.config, warmup_epochs=0, **before).small_epochs
+            self.config = replace(self.config, small_images_share=small / self.config.num_epochs)
         if self.saved and self.config.warmup_epochs == "auto":  # its rule, or --extend, would make another of it
             warmup = self.saved["config"]["warmup_epochs"]
             if warmup <= self.config.num_epochs:  # else the run is refused for its number of epochs

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during a run: it finishes its step and saves before it ends."""
+"""Ctrl-C, SIGTERM and the loss of the terminal during a run: it finishes its step and saves before it ends."""
 
 import os
 import signal
@@ -21,13 +21,14 @@ class StopRequested(Exception):
 
 
 class DeferredSignals:
-    """Inside `with`, a first Ctrl-C or SIGTERM waits until `check` is called; a second one acts at once.
+    """Inside `with`, a first signal waits until `check` is called; a second one acts at once.
 
+    SIGHUP, of a terminal or connection that is gone, comes from the kernel and the shell both: it always waits.
     The signal may also have ended a compiler, or another process of the run. The RuntimeError that this leads to is
     printed in one line, and the run ends by the signal.
     """
 
-    signals = (signal.SIGINT, signal.SIGTERM)
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __enter__(self) -> Self:
         self.pending = 0  # the signal's number
@@ -49,7 +50,9 @@ class DeferredSignals:
             raise self.exit_of(self.pending) from error
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        if self.pending and not distributed.under_torchrun():  # which sends again what the terminal has sent
+        if number == signal.SIGHUP:
+            silence_lost_terminal()
+        elif self.pending and not distributed.under_torchrun():  # which sends again what the terminal has sent
             raise self.exit_of(number)
         if not self.pending and distributed.rank() == 0:
             note = NOTE_UNDER_TORCHRUN if distributed.under_torchrun() else NOTE
@@ -68,3 +71,14 @@ class DeferredSignals:
     @staticmethod
     def exit_of(number: int) -> type[BaseException]:
         return KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+
+def silence_lost_terminal() -> None:
+    """Let standard output and standard error go nowhere where they can't be written any more; a file goes on."""
+    for stream in (1, 2):
+        try:
+            os.write(stream, b"\n")
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream)
+            os.close(nowhere)

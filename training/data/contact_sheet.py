@@ -1,11 +1,13 @@
 """A picture of what the augmentation does to a few training images."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torchvision.transforms.v2 import functional as tv
 from torchvision.utils import make_grid
 
+from training.data.augment import Augmentation
 from training.data.loader import ImageLoader
 from training.files import write_atomically
 
@@ -18,7 +20,8 @@ def save_contact_sheet(loader: ImageLoader, path: Path) -> None:
 
     Without augmentation there is nothing to show and nothing is written.
     """
-    if loader.augmentation is None or loader.shuffle_seed is None:
+    does_something = loader.augmentation and replace(loader.augmentation, magnitude=0) != Augmentation(magnitude=0)
+    if loader.augmentation is None or not does_something or loader.shuffle_seed is None:
         return
     index = torch.linspace(0, len(loader.images) - 1, ROWS).long()
     images = loader.images[index.to(loader.images.device)].cpu()
