@@ -63,7 +63,7 @@ def test_a_resumed_run_may_differ_in_what_it_does_not_learn_from_and_in_nothing_
     saved, now = run_of(), run_of(num_epochs=150 if extend else 100)
     now["config"][name] = 10**9 if name == "num_epochs" else "another"
     line = refusal(saved, now, extend)
-    if name in FREE or (extend and name == "num_epochs"):
+    if name in FREE or (extend and name in ("num_epochs", "small_images_share")):  # the latter follows from the first
         assert line == ""
     else:
         assert f"{name} was {saved['config'][name]}, is {now['config'][name]}" in line
@@ -78,7 +78,7 @@ def test_all_differences_are_listed():
 @pytest.mark.parametrize("extend", [False, True])
 @pytest.mark.parametrize("name", ["model_name", "model_args", "data", "split"])
 def test_another_model_other_data_and_another_arithmetic_are_refused_too(name, extend):
-    other = {"depth": 6} if name == "model_args" else "another"
+    other = {"model_args": {"depth": 6}, "data": {"class_names": ["a"]}}.get(name, "another")
     line = refusal(run_of(), run_of(num_epochs=150 if extend else 100) | {name: other}, extend)
     assert f"{name} is not what it was" in line
 
@@ -89,6 +89,15 @@ def test_a_setting_that_the_saved_run_did_not_know_had_its_default():
     assert refusal(saved, run_of()) == ""
     assert "random_erasing was 0.0, is 0.25" in refusal(saved, run_of(random_erasing=0.25))
     assert "model_args is not what it was" in refusal(saved, run_of() | {"model_args": {"depth": 6}})
+
+
+def test_another_number_of_test_images_is_refused_where_the_saved_run_knows_it():
+    now = run_of()
+    now["data"] = now["data"] | {"num_test_images": 100}
+    assert refusal(run_of(), now) == ""
+    saved = run_of()
+    saved["data"] = saved["data"] | {"num_test_images": 99}
+    assert "data is not what it was" in refusal(saved, now)
 
 
 def test_a_setting_that_is_no_more_is_no_difference():

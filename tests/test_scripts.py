@@ -696,10 +696,11 @@ def test_a_console_without_a_check_mark_does_not_end_the_run(monkeypatch):
     assert "New best accuracy! Saved checkpoint." in out.read()
 
 
-def test_resuming_on_other_images_is_refused(run, tmp_path):
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_resuming_on_other_images_is_refused(run, tmp_path, split):
     flags = train_on_image_folder(run, tmp_path, ["a", "b"])
     before = files_of(tmp_path / "run")
-    shutil.copy(tmp_path / "data" / "train" / "a" / "0.png", tmp_path / "data" / "train" / "b" / "new.png")
+    shutil.copy(tmp_path / "data" / "train" / "a" / "0.png", tmp_path / "data" / split / "b" / "new.png")
     result = run("train_vit_cifar10.py", *flags, "--resume")
     assert (result.code, result.out) == (2, "")
     assert "data is not what it was" in result.err

@@ -48,6 +48,7 @@ def describe_run(
         "data": {
             "class_names": dataset.class_names,
             "num_train_images": len(train_loader.images),
+            "num_test_images": len(dataset.test_images),
             **train_loader.stats,
         },
         "split": split,
@@ -95,7 +96,8 @@ def refuse_other_run(
     ]
     if not other:
         arguments = {name: argument.default for name, argument in signature(create_model).parameters.items()}
-        saved = {**saved, "model_args": {**arguments, **saved["model_args"]}}
+        data = {**metadata["data"], **saved["data"]}  # early runs did not save num_test_images
+        saved = {**saved, "model_args": {**arguments, **saved["model_args"]}, "data": data}
         metadata = {**metadata, "model_args": {**arguments, **metadata["model_args"]}}
         names = ("model_name", "model_args", "data", "split", "precision")
         other = [f"{name} is not what it was" for name in names if saved[name] != metadata[name]]
