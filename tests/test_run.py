@@ -47,8 +47,24 @@ def test_a_run_that_an_earlier_version_began_goes_on_to_the_end(tmp_path, capsys
 )
 def test_a_resumed_run_keeps_its_warmup_where_none_is_given(num_epochs, given, saved, warmup):
     run = Run(ViTConfig(num_epochs=num_epochs, warmup_epochs=given), resume=True, overwrite=False, extend=False)
-    run.saved = {"config": {"warmup_epochs": saved}}
+    run.saved = {"config": {"warmup_epochs": saved}, "extended_from": []}
     assert run.share_start().warmup == run.config.warmup == warmup
+
+
+@pytest.mark.parametrize(
+    ("num_epochs", "share", "extended_from", "extend", "small"),
+    [
+        (40, 0.8, [], True, 16),  # the first 20 had 16, and the next 20 have none
+        (20, 0.8, [10], False, 16),  # resumed after it was extended from 10 epochs to these 20
+        (40, 0.8, [], False, 32),  # more epochs without --extend: refused later
+        (40, None, [], True, 0),  # saved before there were small images
+    ],
+)
+def test_an_extended_run_keeps_its_small_images(num_epochs, share, extended_from, extend, small):
+    run = Run(ViTConfig(num_epochs=num_epochs, small_images_share=0.8), resume=True, overwrite=False, extend=extend)
+    saved = {"num_epochs": 20, "warmup_epochs": 1} | ({} if share is None else {"small_images_share": share})
+    run.saved = {"config": saved, "extended_from": extended_from}
+    assert run.share_start().small_epochs == run.config.small_epochs == small
 
 
 def test_the_first_look_on_a_gpu_may_be_the_last_of_a_short_epoch(capsys):
