@@ -124,6 +124,19 @@ def test_seeds_are_a_mean_and_a_band_by_epoch_images_and_time(tmp_path, monkeypa
     plt.close(drawn[0])
 
 
+def test_a_loss_far_above_the_others_is_cut_off_and_said(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(comparison_plots, "save_figure", lambda figure, path: drawn.append(figure))
+    for loss, title in ((52.4, "Loss (cut off: up to 52.4)"), (3.0, "Loss")):
+        history = history_of(4) | {"test_loss": [loss, 2.0, 2.0, 1.0]}
+        plot_comparison([Curves("one", [history])], tmp_path / "x.png")
+        axes = drawn[-1].axes[0]
+        assert axes.get_title() == title
+        assert axes.get_ylim()[0] < 1
+        assert axes.get_ylim()[1] == 6 if loss > 6 else axes.get_ylim()[1] > 3
+        plt.close(drawn[-1])
+
+
 def test_lines_against_the_training_images_have_the_colours_of_their_curves(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(comparison_plots, "save_figure", lambda figure, path: drawn.append(figure))
