@@ -169,10 +169,9 @@ def refuse_other_images(jobs: list[Job], dataset: Dataset) -> None:
     """UsageError where a job's folder holds a run of other images, which the settings need not show."""
     size, mean = dataset.train_images.shape[-1], channel_stats(dataset.train_images)[0]
     for job in jobs:
-        saved = read_object(job.folder / "config.json").get("data") or {
-            "class_names": dataset.class_names,
-            "mean": mean,
-        }
+        saved = read_object(job.folder / "config.json").get("data")
+        if not isinstance(saved, dict) or not saved.keys() >= {"class_names", "mean"}:
+            continue
         other_mean = max(abs(one - other) for one, other in zip(saved["mean"], mean, strict=True)) > MEAN_TOLERANCE
         if saved["class_names"] != dataset.class_names or (other_mean and job.config.img_size == size):
             raise UsageError(

@@ -73,9 +73,8 @@ def plot_comparison(curves: Sequence[Curves], path: Path, lines: Sequence[DataLi
             draw(images_axes, epochs * one.num_train_images, accuracy, style)
     losses = [value for one in curves for run in one.histories for value in run[f"{monitored_split(run)}_loss"]]
     loss_axes.set(title="Loss", xlabel="epoch", ylabel="cross-entropy (nats)")
-    if max(losses) > (
-        top := 3 * float(np.median(losses))
-    ):  # a first epoch may have a loss of 50: the rest would be flat
+    top = 3 * float(np.median(losses))  # a first epoch may have a loss of 50: the rest would be flat
+    if max(losses) > top:
         loss_axes.set(title=f"Loss (cut off: up to {max(losses):.3g})", ylim=(0, top))
     acc_axes.set(title="Accuracy", xlabel="epoch", ylabel="accuracy (%)")
     images_axes.set(title="Accuracy against images", xlabel="training images seen", ylabel="accuracy (%)")

@@ -58,6 +58,7 @@ def test_a_resumed_run_keeps_its_warmup_where_none_is_given(num_epochs, given, s
         (20, 0.8, [10], False, 16),  # resumed after it was extended from 10 epochs to these 20
         (40, 0.8, [], False, 32),  # more epochs without --extend: refused later
         (40, None, [], True, 0),  # saved before there were small images
+        (20, 0.78, [10], True, 16),  # extended by the same command; 0.78 stays 0.78, or the run would be another
     ],
 )
 def test_an_extended_run_keeps_its_small_images(num_epochs, share, extended_from, extend, small):
@@ -65,6 +66,14 @@ def test_an_extended_run_keeps_its_small_images(num_epochs, share, extended_from
     saved = {"num_epochs": 20, "warmup_epochs": 1} | ({} if share is None else {"small_images_share": share})
     run.saved = {"config": saved, "extended_from": extended_from}
     assert run.share_start().small_epochs == run.config.small_epochs == small
+    assert num_epochs != 20 or run.config.small_images_share == share
+
+
+def test_extending_with_a_size_that_has_no_small_images_is_left_to_the_refusal():
+    config = ViTConfig(num_epochs=40, img_size=21, patch_size=3, crop_padding=2)
+    run = Run(config, resume=True, overwrite=False, extend=True)
+    run.saved = {"config": {"num_epochs": 20, "warmup_epochs": 4, "small_images_share": 0.8}, "extended_from": []}
+    assert run.share_start().img_size == 21
 
 
 def test_the_first_look_on_a_gpu_may_be_the_last_of_a_short_epoch(capsys):

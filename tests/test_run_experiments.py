@@ -167,6 +167,8 @@ def test_a_run_of_other_images_is_not_taken_for_finished(suite):
     [job, *_] = plan(suite, 128)
     job.folder.mkdir(parents=True)
     other_mean, other_names = {"mean": [0.2, 0.2, 0.21]}, {"class_names": ["a"]}
+    (job.folder / "config.json").write_text('{"data": {"class_names": []}}')  # damaged: the table says so
+    refuse_other_images([job], dataset)
     for change, alike in [({}, True), ({"mean": [0.2001] * 3}, True), (other_mean, False), (other_names, False)]:
         data = {"class_names": dataset.class_names, "mean": [0.2] * 3} | change
         (job.folder / "config.json").write_text(json.dumps({"data": data}))

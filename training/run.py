@@ -4,7 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -83,8 +83,11 @@ class Run:
         self.saved = distributed.broadcast(self.saved)
         if self.saved and (self.extend or self.saved["extended_from"]):  # the epochs that are added have full images
             before = {name: self.saved["config"].get(name, 0) for name in ("num_epochs", "small_images_share")}
-            small = replace(self.config, warmup_epochs=0, **before).small_epochs
-            self.config = replace(self.config, small_images_share=small / self.config.num_epochs)
+            with suppress(ValueError):  # another size, that has no small images: refused later
+                small = replace(self.config, warmup_epochs=0, **before).small_epochs
+                longer = before["num_epochs"] != self.config.num_epochs
+                share = small / self.config.num_epochs if longer else before["small_images_share"]
+                self.config = replace(self.config, small_images_share=share)
         if self.saved and self.config.warmup_epochs == "auto":  # its rule, or --extend, would make another of it
             warmup = self.saved["config"]["warmup_epochs"]
             if warmup <= self.config.num_epochs:  # else the run is refused for its number of epochs
