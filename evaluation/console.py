@@ -15,6 +15,9 @@ def print_evaluation(evaluation: dict[str, Any]) -> None:
         f"expected calibration error {error:.2f}%"
     )
     print(f"Test loss {evaluation['loss']:.4f}; {evaluation['model_name']} of epoch {evaluation['epoch']}.")
+    if evaluation["evaluation_precision"] != evaluation["precision"]:
+        trained_in, used = evaluation["precision"], evaluation["evaluation_precision"]
+        print(f"Trained in {trained_in}, evaluated in {used}: this device has no {trained_in} arithmetic.")
     if evaluation["chosen_on"] == "test":
         print("The epoch was chosen on these same images: the accuracy is slightly optimistic. --val-size avoids this.")
     if flip := evaluation.get("flip"):

@@ -13,7 +13,7 @@ from evaluation.run_record import read_object
 from training import checkpoint, history
 from training.data import Dataset, create_eval_loader
 from training.data.loader import normalize
-from training.device import autocast
+from training.device import autocast, select_precision
 from training.engine import predict
 from training.errors import RunError, first_line
 
@@ -62,8 +62,9 @@ class TrainedModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the matrix products in training, used here too."""
-        return getattr(torch, self.saved["precision"])
+        """The dtype of the matrix products: that of the training, but fp32 where the device would only emulate bf16."""
+        trained_in = getattr(torch, self.saved["precision"])
+        return select_precision("auto", self.device)[0] if trained_in == torch.bfloat16 else trained_in
 
     @property
     def stats(self) -> dict[str, Any]:
@@ -124,4 +125,5 @@ class TrainedModel:
             "checkpoint": self.path.as_posix(), "model_name": self.saved["model_name"],
             "num_parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "epoch": self.saved["epoch"], "precision": self.saved["precision"],
+            "evaluation_precision": str(self.dtype).removeprefix("torch."),
         }  # fmt: skip

@@ -349,6 +349,21 @@ def test_broken_weights_are_an_error_of_one_line(tmp_path, pictures):
     assert not list(Path("out").iterdir())
 
 
+@pytest.mark.parametrize("here", [True, False])
+def test_a_model_of_bf16_is_evaluated_in_fp32_where_bf16_would_be_emulated(cats, pictures, here, monkeypatch, capsys):
+    saved = torch.load(cats, weights_only=True)
+    checkpoint.save(Path(cats), {**saved, "precision": "bfloat16"})
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: here, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    evaluate(cats)
+    evaluation = read(Path("out"))
+    in_fp32 = torch.nn.functional.cross_entropy(logits_of(cats, pictures.test_images), pictures.test_labels).item()
+    assert evaluation["precision"] == "bfloat16"
+    assert evaluation["evaluation_precision"] == ("bfloat16" if here else "float32")
+    assert (evaluation["loss"] == pytest.approx(in_fp32, rel=1e-6)) != here
+    assert ("Trained in bfloat16, evaluated in float32" in capsys.readouterr().out) != here
+
+
 def test_a_folder_that_cannot_be_written_is_an_error_before_the_pass_over_the_images(cats, monkeypatch):
     Path("out").write_text("in the way")
     monkeypatch.setattr(evaluate_vit.TrainedModel, "predict", lambda *args: pytest.fail("it computed first"))
