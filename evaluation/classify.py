@@ -26,14 +26,15 @@ def classify_files(subject: TrainedModel, files: tuple[str, ...], folder: Path) 
     for i, file in enumerate(files):
         top = subject(images[i : i + 1])[0].softmax(dim=0).topk(min(NUM_GUESSES, len(names)))
         guesses = [(names[c], p) for p, c in zip(top.values.tolist(), top.indices.tolist(), strict=True)]
-        print(f"{file}: {', '.join(f'{name} {100 * probability:.1f}%' for name, probability in guesses)}")
+        shown_as = file.encode(errors="surrogateescape").decode(errors="replace")  # a name need not be UTF-8
+        print(f"{shown_as}: {', '.join(f'{name} {100 * probability:.1f}%' for name, probability in guesses)}")
         maps = None
         if has_attention:
             rollout, heads = attention.class_token_attention(subject.model, subject.normalize(images[i : i + 1]))
             maps = rollout[0], heads[0]
-        stem = Path(file).stem[:40]  # a file name may have 255 bytes, and a letter may take four
-        stem = stem if stem not in drawn else f"{stem}_{i + 1}"
+        stem = Path(shown_as).stem[:40]  # a file name may have 255 bytes, and a letter may take four
+        stem = next(name for name in (stem, *(f"{stem}_{n}" for n in range(2, i + 3))) if name not in drawn)
         drawn.add(stem)
-        plot_classified(images[i], guesses, maps, folder / f"{stem}.png", Path(file).name)
+        plot_classified(images[i], guesses, maps, folder / f"{stem}.png", Path(shown_as).name)
     shown = "with attention maps" if has_attention else f"no attention maps: {subject.saved['model_name']} has none"
     print(f"Figures: {folder} ({shown})")

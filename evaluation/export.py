@@ -108,6 +108,7 @@ def export_safetensors(trained: TrainedModel, folder: Path, dtype: str) -> str:
     content = safetensors.torch.save(weights, {"format": "pt"})
     (folder / WEIGHTS).write_bytes(content)  # safetensors' own save_file lets nobody else read the file
     own = {name: trained.saved[name] for name in SAVED_WITH_WEIGHTS if name in trained.saved}
+    own["history"] = trained.records or own["history"]  # best_model.pth has only the epochs up to the best
     own["machine"] = {name: value for name, value in trained.run.items() if name in MACHINE}
     write_json(folder / "config.json", timm_config(trained) | {"checkpoint": own})
     (folder / "README.md").write_text(model_card(trained, dtype), encoding="utf-8")

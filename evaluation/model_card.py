@@ -9,7 +9,7 @@ from evaluation.exported import WEIGHTS
 from evaluation.run_record import read_object
 from evaluation.trained import TrainedModel
 from training.console import format_time
-from training.history import monitored_split
+from training.history import mean_speed, monitored_split
 from training.weight_files import FILES
 
 RECIPE = (  # the settings that a training is told by, beside the model's own
@@ -31,6 +31,7 @@ def model_card(trained: TrainedModel, dtype: str) -> str:
     """The card as Markdown; `dtype` is that of the weights."""
     saved, records = trained.saved, trained.records
     config, epoch = saved["config"], saved["epoch"]
+    measured = records if not trained.steps_since_epoch else None  # no epoch's accuracy is that of these weights
     split = monitored_split(records) if records else ""
     source, folder = Path(config.get("init_from") or ""), Path(config["data_dir"]).name
     templates = Environment(
@@ -44,7 +45,7 @@ def model_card(trained: TrainedModel, dtype: str) -> str:
         model_args=[f"{name} {value}" for name, value in saved["model_args"].items()],
         recipe=recipe_of(config),
         evaluation=evaluation_of(trained), chosen_on=saved.get("chosen_on"), cost=cost_of(trained),
-        accuracy=dict(zip(records["epoch"], records[f"{split}_acc"], strict=True)).get(epoch) if records else None,
+        accuracy=dict(zip(measured["epoch"], measured[f"{split}_acc"], strict=True)).get(epoch) if measured else None,
     )  # fmt: skip
 
 
@@ -55,7 +56,8 @@ def evaluation_of(trained: TrainedModel) -> dict[str, Any] | None:
         content = read_object(path)
         brought_along = trained.path.name == WEIGHTS and path.parent == folder  # it names the file before the export
         same_file = brought_along or Path(str(content.get("checkpoint"))).name == trained.path.name
-        if same_file and content.get("epoch") == trained.saved["epoch"] and content.keys() >= SHOWN:
+        same_weights = content.get("epoch") == trained.saved["epoch"] and not trained.steps_since_epoch
+        if same_file and same_weights and content.keys() >= SHOWN:
             return content
     return None
 
@@ -63,6 +65,7 @@ def evaluation_of(trained: TrainedModel) -> dict[str, Any] | None:
 def recipe_of(config: dict[str, Any]) -> list[str]:
     """The settings of the training that were not off."""
     without_use = {
+        "horizontal_flip": config["dataset"] in ("digits", "svhn"),  # which are never mirrored
         "muon_learning_rate": config["optimizer"] != "muon",
         "augment_policy": not config["auto_augment"],
         "randaugment_magnitude": not config["auto_augment"] or config.get("augment_policy") != "randaugment",
@@ -81,5 +84,5 @@ def cost_of(trained: TrainedModel) -> str:
     num_epochs = len(records["epoch"])
     return (
         f"{num_epochs} epoch{'s' * (num_epochs > 1)} in {format_time(sum(records['epoch_time']))}{hardware}, "
-        f"{sum(records['images_per_second']) / num_epochs:,.0f} training images/s."
+        f"{mean_speed(records):,.0f} training images/s."
     )

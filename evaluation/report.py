@@ -17,7 +17,7 @@ from evaluation.figures import FIGURES, Results
 from evaluation.trained import TrainedModel
 from training.console import format_time
 from training.files import write_atomically
-from training.history import monitored_split
+from training.history import mean_speed, monitored_split
 
 HERE = Path(__file__).parent
 MAX_MISTAKES = 400  # in the page's list
@@ -58,7 +58,7 @@ def describe(trained: TrainedModel) -> dict[str, Any]:
         machine["versions"] = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     cost = records and {
         "epochs": len(records["epoch"]), "time": format_time(sum(records["epoch_time"])),
-        "images_per_second": sum(records["images_per_second"]) / len(records["epoch"]),
+        "images_per_second": mean_speed(records),
         "last_acc": records[f"{monitored_split(records)}_acc"][-1],
     }  # fmt: skip
     return {"title": trained.title, "config": trained.saved["config"], "machine": machine, "cost": cost}

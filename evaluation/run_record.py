@@ -5,7 +5,6 @@ import math
 from dataclasses import MISSING, dataclass, fields
 from itertools import accumulate
 from pathlib import Path
-from statistics import harmonic_mean
 from typing import Any
 
 from config_vit_cifar10 import TrainConfig, ViTConfig
@@ -93,7 +92,7 @@ class RunRecord:
 
     @property
     def images_per_second(self) -> float:
-        return harmonic_mean(self.history["images_per_second"])  # each epoch has as many images
+        return history.mean_speed(self.history)
 
     @property
     def split(self) -> str:

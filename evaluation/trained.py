@@ -67,6 +67,11 @@ class TrainedModel:
         return select_precision("auto", self.device)[0] if trained_in == torch.bfloat16 else trained_in
 
     @property
+    def steps_since_epoch(self) -> int:
+        """Steps after the last whole epoch, in a last.pth that was saved within one."""
+        return self.saved.get("epoch_sums", {}).get("step", 0)
+
+    @property
     def stats(self) -> dict[str, Any]:
         """Mean and standard deviation of each channel, by which images are normalized."""
         return {name: self.saved["data"][name] for name in ("mean", "std")}

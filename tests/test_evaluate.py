@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,7 @@ def test_a_second_model_is_compared_on_the_same_images(cats, pictures, tmp_path,
     page = Path("out/report.html").read_text()
     assert f"B is ResNet18 ({other})" in page
     assert f"{second['difference']:+.2f} points" in page
+    assert ("these images do not show which model is better" in page) == (second["mcnemar_p"] >= 0.05)
     assert "ResNet18" in capsys.readouterr().out
     evaluate(cats)
     assert not figures_in(Path("out")) & COMPARISON  # those of an earlier evaluation would mislead
@@ -282,6 +284,7 @@ def test_a_model_does_not_differ_from_itself(cats, capsys):
     said = capsys.readouterr().out
     assert "No comparison_curves.png: both models are from the same run" in said
     assert "No comparison_images.png: both models get the same images right" in said
+    assert "these images do not show which model is better" in Path("out/report.html").read_text()
 
 
 def test_a_second_model_with_other_classes_is_refused(cats, tmp_path):
@@ -388,6 +391,13 @@ def test_each_picture_of_the_user_gets_a_figure_whatever_its_name(digits, tmp_pa
     assert lines[-1] == f"Figures: {Path('out') / 'images'} (with attention maps)"
     assert {path.name for path in Path("out/images").iterdir()} == {"$x_1$.png", "$x_1$_2.png", f"{'猫' * 40}.png"}
     assert figures_in(Path("out")) == set()
+
+
+def test_pictures_of_one_name_and_of_a_name_that_is_not_utf_8_have_figures_of_their_own(digits, tmp_path, capsys):
+    names = ["a/cat_3.png", "a/cat.png", "b/cat.png", "b/cat_2.png", os.fsdecode(b"caf\xe9.png")]
+    main(EvaluateConfig(digits, "out", images=tuple(save_picture(tmp_path / name) for name in names), device="cpu"))
+    assert len(figures_in(Path("out/images"))) == len(names)
+    assert "caf\N{REPLACEMENT CHARACTER}.png" in capsys.readouterr().out
 
 
 def test_a_resnet_classifies_pictures_without_attention(tmp_path, capsys):

@@ -172,6 +172,27 @@ def test_the_card_tells_of_the_run(runs):
     assert "\n\n\n" not in text
 
 
+def test_an_exported_folder_knows_the_epochs_after_the_best_one(runs):
+    shutil.copytree(runs["avg"], "run")
+    longer = {name: values * 3 for name, values in json.loads(Path("run/training_history.json").read_text()).items()}
+    longer |= {"epoch": [1, 2, 3], "images_per_second": [400.0, 100.0, 100.0]}
+    Path("run/training_history.json").write_text(json.dumps(longer))
+    folder = export_to("exported", Path("run"), "safetensors")
+    assert trained(folder).records == longer
+    assert "3 epochs in" in (folder / "README.md").read_text()
+    assert "133 training images/s" in (folder / "README.md").read_text()
+
+
+def test_the_card_of_a_checkpoint_within_an_epoch_claims_no_epochs_accuracy(runs):
+    shutil.copytree(runs["baseline"], "run")
+    evaluation(Path("run"), "run/evaluation")
+    model = trained(Path("run"))
+    for step in (0, 7):
+        card = model_card(replace(model, saved={**model.saved, "epoch_sums": {"step": step}}), "fp32")
+        assert ("Not measured." in card) == (step > 0)
+        assert ("Measured by the run after epoch 1" in card) == (step == 0)
+
+
 def test_an_exported_folder_brings_its_evaluation_along(runs):
     shutil.copytree(runs["baseline"], "run")
     measured = evaluation(Path("run"), "run/evaluation")
@@ -213,6 +234,7 @@ def test_the_card_names_the_data_that_the_model_learned_from_and_no_other(runs, 
     ):  # fmt: skip
         assert said in card, said
     assert "/home" not in card
+    assert ("horizontal_flip" in card) == (dataset not in ("digits", "svhn"))
     others = [name for key, name in names.items() if key != dataset and name not in names[dataset]]
     assert not [name for name in others if name in card]
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from statistics import harmonic_mean
 from typing import Any
 
 from training.files import write_atomically
@@ -26,6 +27,11 @@ def append(history: History, metrics: dict[str, float]) -> None:
 def monitored_split(history: History) -> str:
     """The split that the best checkpoint was chosen on."""
     return "val" if "val_acc" in history else "test"
+
+
+def mean_speed(history: History) -> float:
+    """Training images a second over all epochs: each has as many images, so it is the harmonic mean of theirs."""
+    return harmonic_mean(history["images_per_second"])
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -179,6 +179,15 @@ def test_unequal_classes_keep_their_shares():
     np.testing.assert_allclose(train_loader.labels.bincount(), [120, 60, 20], atol=2)
 
 
+@pytest.mark.parametrize("sizes", [{"max_train_images": 30}, {"val_size": 90}, {}])
+def test_a_class_that_loses_all_its_training_images_is_warned_of(sizes, capsys):
+    labels = torch.tensor([0] * 99 + [1])
+    dataset = Dataset(["common", "rare"], random_images(100), labels, random_images(2), torch.tensor([0, 1]))
+    train_loader, _ = get_cifar10_dataloaders(dataset, **sizes)
+    lost = "no training images are left of 1 of 2 classes" in capsys.readouterr().out
+    assert lost == bool(sizes) == (1 not in train_loader.labels)
+
+
 def test_the_split_is_a_function_of_the_seed():
     splits = [get_cifar10_dataloaders(ten_classes(), val_size=50, seed=seed)[1].images for seed in (1, 1, 2)]
     assert torch.equal(splits[0], splits[1])

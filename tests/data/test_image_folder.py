@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import os
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +42,9 @@ def deep_image(value: int) -> Image.Image:
         ("palette.png", palette_image(), (10, 20, 30)),
         ("palette.tif", palette_image(), (10, 20, 30)),
         ("alpha.png", Image.new("RGBA", (8, 8), (200, 100, 50, 255)), (200, 100, 50)),
+        ("see_through.png", Image.new("RGBA", (8, 8), (0, 0, 0, 0)), (255, 255, 255)),
+        ("half.png", Image.new("RGBA", (8, 8), (200, 100, 0, 128)), (227, 177, 127)),
+        ("grey_see_through.png", Image.new("LA", (8, 8), (100, 0)), (255, 255, 255)),
         ("cmyk.tif", Image.new("CMYK", (8, 8), (0, 255, 255, 0)), (255, 0, 0)),
         ("16_bit.png", deep_image(0x4040), (64, 64, 64)),
         ("16_bit.tif", deep_image(0xC0C0), (192, 192, 192)),
@@ -211,7 +216,7 @@ def test_pictures_come_in_torchvisions_order(image_folder):
     """The order decides which random numbers an image gets."""
     for name in ("b.png", "B.png", "a/1.png", "a-b/1.png", "a/b/2.png", "a/10.png", "é.png", "c.JPG"):
         save(image_folder / "train" / "red" / name, Image.new("RGB", (8, 8)))
-    samples, class_names = find_samples(image_folder)
+    samples, class_names, _ = find_samples(image_folder)
     expected = datasets.ImageFolder(image_folder / "train")
     assert samples["train"] == expected.samples
     assert class_names == expected.classes
@@ -231,6 +236,30 @@ def test_a_picture_of_each_extension_is_read(image_folder, extension):
 def test_a_file_that_is_no_picture_by_its_name_is_ignored(image_folder, extension):
     (image_folder / "train" / "red" / f"notes{extension}").write_text("no picture")
     assert len(read_image_folder(image_folder, 8, cache=False)["train_images"]) == 2
+
+
+def test_what_is_left_out_is_said_once(image_folder, capsys):
+    for name in ("1.HEIC", "2.heic", "deeper/3.heic", "notes.txt", "README", ".hidden", ".hidden/4.heic"):
+        path = image_folder / "train" / "red" / name
+        path.parent.mkdir(exist_ok=True)
+        if not path.exists() and name != ".hidden":
+            path.write_text("no picture")
+    read_image_folder(image_folder, 8, cache=True)
+    said = capsys.readouterr().out
+    assert all(part in said for part in ("left out: 3 .heic, 1 ", "1 .txt", "1 without an extension"))
+    read_image_folder(image_folder, 8, cache=True)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems take UTF-8 only")
+def test_a_name_that_is_not_utf_8_is_read_and_that_of_a_class_is_refused(image_folder):
+    red = image_folder / "train" / "red"
+    (red / "1.png").rename(red / os.fsdecode(b"caf\xe9.png"))
+    assert len(read_image_folder(image_folder, 8, cache=True)["train_images"]) == 2
+    for split in ("train", "test"):
+        (image_folder / split / "red").rename(image_folder / split / os.fsdecode(b"r\xe9d"))
+    with pytest.raises(RunError, match="not UTF-8"):
+        read_image_folder(image_folder, 8, cache=True)
 
 
 def test_a_picture_of_unknown_range_is_refused(tmp_path):

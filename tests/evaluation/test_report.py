@@ -124,6 +124,14 @@ def test_the_page_says_on_which_images_the_checkpoint_was_chosen(tmp_path, chose
     assert re.search(said, " ".join(Page(tmp_path / "report.html").text.split()))
 
 
+def test_the_speed_is_all_images_over_all_the_time(tmp_path):
+    results = results_of(["a", "b"])
+    speeds = results.subject.saved["history"]["images_per_second"]
+    speeds[:] = [400.0, 100.0]  # as where the first epoch has small images
+    write_report(tmp_path / "report.html", results, {})
+    assert "at 160 images/s" in Page(tmp_path / "report.html").text
+
+
 def test_the_page_says_that_a_run_has_no_history(tmp_path):
     write_report(tmp_path / "report.html", results_of(["a", "b"], epochs=0), {})
     assert "no finished epoch, or its history is missing" in Page(tmp_path / "report.html").text

@@ -124,6 +124,8 @@ def get_cifar10_dataloaders(
     order = stratified_order(dataset.train_labels, seed)
     held_out, kept = order[:val_size], order[val_size:][: max_train_images or None].sort().values
     images, labels = dataset.train_images, dataset.train_labels
+    if rank == 0 and (num_lost := num_classes - len(dataset.train_labels[kept].unique())):
+        print(f"note: no training images are left of {num_lost} of {num_classes} classes", flush=True)
     if len(kept) < total:  # all of them need no copy
         images, labels = images[kept], labels[kept]
     augmentation = replace(augmentation, horizontal_flip=augmentation.horizontal_flip and dataset.mirrorable)

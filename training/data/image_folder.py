@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from training.errors import RunError, first_line
 from training.files import read_sealed, write_sealed
 
-CACHE_VERSION = 1  # raise it when a picture is decoded to other pixels than before
+CACHE_VERSION = 2  # raise it when a picture is decoded to other pixels than before
 EXTENSIONS = (  # Pillow also reads .pdf, .h5, .mpg and others that nobody means as pictures
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".jp2", ".j2k",
     ".ppm", ".pgm", ".pbm", ".pnm", ".tga",
@@ -30,11 +31,14 @@ def read_image_folder(root: Path, img_size: int, cache: bool) -> dict[str, Any]:
     With `cache` they come from one file in `root`, which is rewritten when a picture was added, removed or changed.
     RunError, with the path, for what is missing or can't be decoded.
     """
-    samples, class_names = find_samples(root)
+    samples, class_names, left_out = find_samples(root)
     cache_file = root / f".images-{img_size}.pt"
     key = fingerprint(root, samples)
     if cache and (cached := read_cache(cache_file, key)) is not None:
         return cached
+    if left_out:
+        kinds = ", ".join(f"{number:,} {kind or 'without an extension'}" for kind, number in left_out.most_common(5))
+        print(f"note: files in {root} that are no pictures by their names are left out: {kinds}", flush=True)
     content: dict[str, Any] = {"class_names": class_names}
     for split, pairs in samples.items():
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -50,8 +54,11 @@ def read_image_folder(root: Path, img_size: int, cache: bool) -> dict[str, Any]:
     return content
 
 
-def find_samples(root: Path) -> tuple[dict[str, list[tuple[str, int]]], list[str]]:
-    """Return (path, label) of each picture by split, and the class names. RunError where the two splits do not fit."""
+def find_samples(root: Path) -> tuple[dict[str, list[tuple[str, int]]], list[str], Counter[str]]:
+    """Return (path, label) of each picture by split, the class names, and how many other files have which extension.
+
+    RunError where the two splits do not fit.
+    """
     class_names, test_classes = (find_classes(root / split) for split in ("train", "test"))
     if class_names != test_classes:
         unmatched = ", ".join(sorted(set(class_names) ^ set(test_classes)))
@@ -59,9 +66,14 @@ def find_samples(root: Path) -> tuple[dict[str, list[tuple[str, int]]], list[str
     if len(class_names) < 2:
         raise RunError(f"{root / 'train'} holds the single class {class_names[0]}: at least two are needed")
 
+    left_out: Counter[str] = Counter()
+
     def is_picture(path: str) -> bool:
-        hidden = f"{os.sep}." in path.removeprefix(str(root))  # the file, or a folder inside the class
-        return path.lower().endswith(EXTENSIONS) and not hidden
+        if f"{os.sep}." in path.removeprefix(str(root)):  # hidden: the file, or a folder inside the class
+            return False
+        extension = os.path.splitext(path)[1].lower()
+        left_out[extension] += extension not in EXTENSIONS
+        return extension in EXTENSIONS
 
     labels, samples = {name: label for label, name in enumerate(class_names)}, {}
     for split in ("train", "test"):
@@ -69,7 +81,7 @@ def find_samples(root: Path) -> tuple[dict[str, list[tuple[str, int]]], list[str
             samples[split] = make_dataset(root / split, labels, is_valid_file=is_picture)  # in torchvision's order
         except FileNotFoundError as error:  # a class without pictures
             raise RunError(f"{root / split}: {first_line(error)} Pictures are *{', *'.join(EXTENSIONS)}") from None
-    return samples, class_names
+    return samples, class_names, +left_out
 
 
 def find_classes(folder: Path) -> list[str]:
@@ -82,6 +94,11 @@ def find_classes(folder: Path) -> list[str]:
             f"can't read the folder {folder} ({error.strerror}): --data-dir must hold train/<class>/ and test/<class>/ "
             "with pictures"
         ) from None
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:  # it is the class's name too, in files that are UTF-8
+            raise RunError(f"the name of the folder {folder / name} is not UTF-8: rename it") from None
     if not names:
         raise RunError(f"{folder} holds no folders: it needs a folder of pictures for each class")
     return names
@@ -95,7 +112,7 @@ def fingerprint(root: Path, samples: dict[str, list[tuple[str, int]]]) -> str:
             status, name = os.stat(path), path.removeprefix(f"{root}{os.sep}")
         except OSError as error:  # a link to nowhere
             raise RunError(f"can't read the image {path}: {error.strerror}") from None
-        digest.update(f"{name} {label} {status.st_size} {status.st_mtime_ns}\n".encode())
+        digest.update(f"{name} {label} {status.st_size} {status.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
@@ -119,6 +136,9 @@ def read_image(path: str | Path, img_size: int) -> Tensor:
                 if has_32_bits or not 0 <= pixels.min() <= pixels.max() < 2**16:
                     raise ValueError("its pixels have 32 bits and an unknown range: save it with 8 or 16 bits")
                 image = Image.fromarray((pixels >> 8).astype(np.uint8))
+            if image.has_transparency_data:  # what shows through is white, as paper is
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             image = image.convert("RGB")
     except Exception as error:  # a damaged file can raise anything in Pillow
         raise RunError(f"can't read the image {path}: {first_line(error)}") from None
