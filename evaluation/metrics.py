@@ -98,16 +98,20 @@ def shares_interval(num_correct: int, other_correct: int, num_images: int) -> tu
     return share - other - below, share - other + above
 
 
-def welch_interval(values: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of a mean minus another, at least two values each, of unequal variances (Welch, 1947).
+def seeds_interval(values: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of a mean minus another, of which one at least has several values.
 
-    https://doi.org/10.1093/biomet/34.1-2.28. Where neither side has a variance the interval is not known: nan.
+    Where both have, their variances may be unequal (Welch, 1947, https://doi.org/10.1093/biomet/34.1-2.28). A single
+    value is taken to vary as the others do (Student). Where no side has a variance the interval is not known: nan.
     """
-    parts = [(variance(side) / len(side), len(side) - 1) for side in (values, others)]
+    several = [side for side in (values, others) if len(side) > 1]
+    parts = [(variance(side) / len(side), len(side) - 1) for side in several]
     squared_error = sum(part for part, _ in parts)
     if not squared_error:
         return math.nan, math.nan
     degrees = squared_error**2 / sum(part**2 / freedom for part, freedom in parts)
+    if len(several) == 1:
+        squared_error += variance(several[0])
     half = float(t.ppf(0.975, degrees)) * math.sqrt(squared_error)
     return fmean(values) - fmean(others) - half, fmean(values) - fmean(others) + half
 

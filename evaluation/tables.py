@@ -85,14 +85,15 @@ def differences(runs: str, what: str) -> str:
             other = known[i - 1 if in_turn else base]
             texts = difference(known[i], other, num_images)
             if known[i] and other:
-                notes.add(min(len(known[i]), len(other)) > 1)
+                notes.add(sum(len(side) > 1 for side in (known[i], other)))
         lines.append(line | dict(zip(("points", "95 % interval", "verdict"), texts, strict=True)))
     sentences = {
-        False: f"Where a side has one seed, the interval is that of two shares of {num_images:,} images: **what other "
+        0: f"Where both sides have one seed, the interval is that of two shares of {num_images:,} images: **what other "
         "seeds would give is not in it**.",
-        True: "Where both sides have several seeds, the interval is Welch's, over the seeds.",
+        1: "Where one side has several seeds, the other's single run is taken to vary as much (Student's interval).",
+        2: "Where both sides have several seeds, the interval is Welch's, over the seeds.",
     }
-    return f"{markdown(lines)}\n{' '.join(text for several, text in sentences.items() if several in notes)}\n"
+    return f"{markdown(lines)}\n{' '.join(text for sides, text in sentences.items() if sides in notes)}\n"
 
 
 def core_minutes(runs: str, levels: str) -> str:
@@ -138,8 +139,8 @@ def difference(values: list[float], others: list[float], num_images: int) -> lis
     """The difference of two mean accuracies in points, its 95 % interval, and the verdict."""
     if not (values and others):
         return ["-", "-", "not measured"]
-    if min(len(values), len(others)) > 1:
-        low, high = metrics.welch_interval(values, others)
+    if max(len(values), len(others)) > 1:
+        low, high = metrics.seeds_interval(values, others)
     else:
         count, other = (round(fmean(one) * num_images / 100) for one in (values, others))
         low, high = (100 * bound for bound in metrics.shares_interval(count, other, num_images))

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import ttest_ind
+from scipy.stats import t, ttest_ind, ttest_ind_from_stats
 from sklearn import metrics as sklearn_metrics
 from torch import Tensor
 
@@ -75,7 +75,19 @@ def test_the_interval_of_a_difference_of_shares_is_newcombes(num_correct, other_
 @pytest.mark.filterwarnings("ignore:Precision loss")
 def test_the_interval_over_seeds_is_welchs(values, others):
     expected = ttest_ind(values, others, equal_var=False).confidence_interval(0.95)
-    assert metrics.welch_interval(values, others) == pytest.approx(tuple(expected))
+    assert metrics.seeds_interval(values, others) == pytest.approx(tuple(expected))
+
+
+@pytest.mark.parametrize("single", [68.0, 72.5])
+def test_a_single_run_is_taken_to_vary_as_the_others_do(single):
+    others = [70.0, 72.0, 71.5]
+    low, high = metrics.seeds_interval([single], others)
+    mean, std = float(np.mean(others)), float(np.std(others, ddof=1))
+    found = ttest_ind_from_stats(single, 0, 1, mean, std, 3, equal_var=True)
+    assert (low + high) / 2 == pytest.approx(single - mean)
+    assert 2 * t.sf((high - low) / 2 * found.statistic / (single - mean), 2) == pytest.approx(0.05)
+    assert (low < 0 < high) == (found.pvalue > 0.05)
+    assert metrics.seeds_interval(others, [single]) == pytest.approx((-high, -low))
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -77,12 +77,13 @@ def test_differences_from_a_baseline_have_an_interval_and_a_verdict(runs):
         "better",
     ]
     assert rows["c-noisy"][-3::2] == ["+1.00", "not decided"]
-    low, high = metrics.shares_interval(715, 710, 1000)
-    assert rows["d-little"][-3:] == ["+0.50", f"{100 * low:+.2f} to {100 * high:+.2f}", "not decided"]
+    low, high = metrics.seeds_interval([71.5], [70.0, 72.0, 71.0])
+    assert rows["d-little"][-3:] == ["+0.50", f"{low:+.2f} to {high:+.2f}", "not decided"]
     assert rows["e-worse"][-3::2] == ["-11.00", "worse"]
     assert rows["g-stopped"][-3:] == ["-", "-", "not measured"]
-    assert "two shares of 1,000 images: **what other seeds would give is not in it**" in text
+    assert "the other's single run is taken to vary as much" in text
     assert "Welch" in text
+    assert "two shares" not in text
 
 
 def test_differences_from_the_row_before(runs):
@@ -91,6 +92,7 @@ def test_differences_from_the_row_before(runs):
         "d-little": ["1 (1)", "80.00", "", "", "the first"],
         "e-worse": ["1 (1)", "80.00", "+0.00", "-3.51 to +3.51", "not decided"],
     }
+    assert "two shares of 1,000 images: **what other seeds would give is not in it**" in text
     assert "Welch" not in text
 
 
