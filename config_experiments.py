@@ -12,7 +12,7 @@ class Experiment:
     images: float = 1.0
     """share of the training images"""
     epochs: float = 1.0
-    """epochs, as a multiple of the suite's"""
+    """epochs, as a multiple of the suite's; above 1 the warmup, where the command leaves it open, grows with them"""
 
 
 VIT, RESNET = "train_vit_cifar10.py", "train_resnet_cifar10.py"

@@ -136,8 +136,9 @@ class TrainConfig:
 
     @classmethod
     def from_preset(cls, preset: str) -> Self:
-        """The settings of that name. Its warmup is what "auto" means: a flag may make the run shorter."""
-        return cls(preset=preset, **(cls.presets[preset] | {"warmup_epochs": "auto"}))  # pyright: ignore[reportCallIssue]
+        """The settings of that name. Its warmup, if any, is what "auto" means: a flag may make the run shorter."""
+        values = {name: "auto" if name == "warmup_epochs" else value for name, value in cls.presets[preset].items()}
+        return cls(preset=preset, **values)  # pyright: ignore[reportCallIssue]
 
     @property
     def warmup(self) -> float:

@@ -32,7 +32,6 @@ from tqdm import tqdm
 
 from config_experiments import RESNET, SUITES, Experiment
 from config_vit_cifar10 import DatasetName, TrainConfig, ViTConfig
-from evaluation.run_record import read_object
 from resnet import ResNet18
 from train_resnet_cifar10 import ResNetConfig
 from training.cli import parse, parse_training_command
@@ -40,6 +39,7 @@ from training.console import format_time
 from training.data import Dataset, channel_stats, load_dataset
 from training.distributed import num_cpus
 from training.errors import RunError, UsageError, exit_codes
+from training.history import read_object
 from training.job import LOOK_EVERY, Job
 from training.provenance import FREE_ON_RESUME, count_flops, python_command
 from vit import VisionTransformer
@@ -154,8 +154,13 @@ def create_job(config: SuiteConfig, name: str, experiment: Experiment, seed: int
         settings = settings_of(script, flags)
         if experiment.epochs != 1 or config.epochs:
             epochs = experiment.epochs * (config.epochs or settings.num_epochs)
+            single = settings_of(script, [*flags, "--num-epochs", str(config.epochs or settings.num_epochs)])
             flags += ["--num-epochs", str(max(1, round(epochs)))]
             settings = settings_of(script, flags)
+            warmup = single.warmup * settings.num_epochs / single.num_epochs  # as large a share of the longer run
+            if experiment.epochs > 1 and settings.warmup_epochs == "auto" and settings.warmup != warmup:
+                flags += ["--warmup-epochs", f"{warmup:g}"]
+                settings = settings_of(script, flags)
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from None
     return Job(name, script, flags, settings, config.folder / name / f"seed-{seed}")

@@ -6,10 +6,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evaluation.exported import WEIGHTS
-from evaluation.run_record import read_object
 from evaluation.trained import TrainedModel
 from training.console import format_time
-from training.history import mean_speed, monitored_split
+from training.history import mean_speed, monitored_split, read_object
 from training.weight_files import FILES
 
 RECIPE = (  # the settings that a training is told by, beside the model's own

@@ -1,6 +1,5 @@
 """What the JSON files in a run's folder say about the run."""
 
-import json
 import math
 from dataclasses import MISSING, dataclass, fields
 from itertools import accumulate
@@ -132,7 +131,7 @@ class RunRecord:
 def read_run(folder: Path) -> RunRecord:
     """Read a run's folder. RunError where it holds no run with a finished epoch, or a file of it is damaged."""
     path = folder / "training_history.json"
-    if read_object(path).get("epoch") == []:
+    if history.read_object(path).get("epoch") == []:
         raise RunError(f"{folder} holds a run without a finished epoch")
     records = history.read(path)
     if records is None:
@@ -141,7 +140,7 @@ def read_run(folder: Path) -> RunRecord:
         type(value) in (int, float) and 0 <= value < math.inf for values in records.values() for value in values
     ):
         raise RunError(f"{path} is damaged: a number is missing, negative or not finite")
-    about = read_object(folder / "config.json")
+    about = history.read_object(folder / "config.json")
     try:
         settings, class_names = about["config"], about["data"]["class_names"]
         plain = all(isinstance(value, str | int | float) for value in settings.values())
@@ -153,15 +152,6 @@ def read_run(folder: Path) -> RunRecord:
     if not whole:
         raise RunError(f"{folder / 'config.json'} is missing or damaged")
     place = folder / "evaluation" if (folder / "evaluation" / "evaluation.json").exists() else folder
-    evaluation = read_object(place / "evaluation.json")
-    test_result = read_object(folder / "test_result.json")
+    evaluation = history.read_object(place / "evaluation.json")
+    test_result = history.read_object(folder / "test_result.json")
     return RunRecord(folder.as_posix(), about, records, test_result, evaluation, place / "predictions.csv")
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where the file is missing or damaged."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

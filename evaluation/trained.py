@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.exported import WEIGHTS, read_exported
-from evaluation.run_record import read_object
 from training import checkpoint, history
 from training.data import Dataset, create_eval_loader
 from training.data.loader import normalize
@@ -91,7 +90,7 @@ class TrainedModel:
         """The content of the run's config.json: settings, machine, versions, command. Empty if it can't be read."""
         if "machine" in self.saved:
             return self.saved["machine"]
-        return read_object(self.path.parent / "config.json")
+        return history.read_object(self.path.parent / "config.json")
 
     def normalize(self, images: Tensor) -> Tensor:
         """Turn uint8 images (n, 3, H, W) into the model's input, on its device."""

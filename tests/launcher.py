@@ -57,8 +57,9 @@ def become(
 
     `env` is added to the environment; `out` and `err` are appended to.
     """
-    for path, descriptor in ((os.devnull, 0), (out, 1), (err, 2)):
-        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666), descriptor)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for path, descriptor in ((out, 1), (err, 2)):  # not for reading too: a pipe would have a reader for ever
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), descriptor)
     for name, descriptor in (("stdout", 1), ("stderr", 2)):  # the launcher's own believe that they are pipes
         by_lines = name == "stderr" or os.isatty(descriptor)
         setattr(sys, name, open(descriptor, "w", 1 if by_lines else -1, closefd=False))  # noqa: SIM115

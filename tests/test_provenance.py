@@ -20,6 +20,7 @@ from training.provenance import (
     count_parameters,
     describe_machine,
     refuse_other_run,
+    refuse_other_settings,
     resume_command,
     warn_of_other_machine,
 )
@@ -44,12 +45,23 @@ def run_of(**changes: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+class Settings(ViTConfig):
+    """Settings of any values, good or bad."""
+
+    def __init__(self, values: dict[str, Any] | None = None):
+        self.__dict__.update(values or ViTConfig().to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
 def refusal(saved: dict[str, Any], now: dict[str, Any], extend: bool = False) -> str:
     """The one line that the run is refused with; empty where it is not."""
     before = copy.deepcopy((saved, now))
     line = ""
     try:
-        refuse_other_run(saved, now, ViTConfig(), VisionTransformer, extend)
+        refuse_other_settings(saved, Settings(now["config"]), extend)
+        refuse_other_run(saved, now, VisionTransformer)
     except UsageError as error:
         line = str(error)
     assert len(line.splitlines()) <= 1

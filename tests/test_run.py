@@ -1,7 +1,9 @@
 """A run that an earlier version began goes on. A GPU is looked at seldom, and at once when a signal has come."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +15,7 @@ from train_vit_cifar10 import main
 from training import checkpoint
 from training.cli import parse_training_command
 from training.console import LINE_EVERY, TrainProgress
+from training.errors import RunError, UsageError
 from training.run import Run
 from vit import VisionTransformer
 
@@ -34,6 +37,45 @@ def test_a_run_that_an_earlier_version_began_goes_on_to_the_end(tmp_path, capsys
     assert found["epoch"] == [1, 2]
     assert found["lr"] == whole["lr"]
     assert found["train_loss"] == pytest.approx(whole["train_loss"], rel=0.01)  # of another machine's rounding
+
+
+def test_other_settings_are_refused_before_any_data_is_read(tmp_path, monkeypatch):
+    folder = shutil.copytree(EARLIER, tmp_path / "run")
+    monkeypatch.setattr("train_vit_cifar10.load_dataset", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(UsageError, match="dataset was digits, is cifar10"):
+        main(ViTConfig(output_dir=str(folder)), VisionTransformer, True, False, False)
+
+
+@pytest.mark.parametrize("damage", ["{", None, json.dumps({"config": {}, "extended_from": [1]})])
+def test_a_resumed_run_mends_its_config_json(tmp_path, damage):
+    folder = shutil.copytree(EARLIER, tmp_path / "run")
+    command = json.loads((folder / "config.json").read_text())["command"]
+    flags = [word for word in command[2:-2] if not word.startswith("--num-processes")] + ["--output-dir", str(folder)]
+    (folder / "config.json").write_text(damage) if damage else (folder / "config.json").unlink()
+    main(parse_training_command(ViTConfig, "", flags).config, VisionTransformer, True, False, False)
+    content = json.loads((folder / "config.json").read_text())
+    assert (content["config"]["dataset"], content["extended_from"]) == ("digits", [])
+
+
+@pytest.mark.parametrize("by_interrupt", [False, True])
+def test_output_that_nobody_reads_ends_a_run_that_is_saved(tmp_path, monkeypatch, by_interrupt):
+    flags = ["--preset", "demo", "--num-epochs", "1", "--depth", "1", "--embed-dim", "12", "--num-heads", "1"]
+    config = parse_training_command(ViTConfig, "", [*flags, "--output-dir", str(tmp_path / "run")]).config
+    shown = iter(range(3))  # then nobody reads
+
+    def update(*_) -> None:
+        if next(shown, None) is None:
+            if by_interrupt:
+                os.kill(os.getpid(), signal.SIGINT)
+            raise BrokenPipeError
+
+    monkeypatch.setattr(TrainProgress, "update", update)
+    said = "" if by_interrupt else "nobody reads the output any more; "
+    with pytest.raises(
+        KeyboardInterrupt if by_interrupt else RunError, match=rf"^{said}saved in .*run\. Go on with: .* --resume"
+    ):
+        main(config, VisionTransformer, False, False, False)
+    assert checkpoint.load(tmp_path / "run" / "last.pth")["epoch_sums"]["step"] == 4
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,15 @@ def test_shares_of_the_images_and_multiples_of_the_epochs():
     assert (own["baseline"], own["half-the-epochs"]) == (100, 50)
 
 
+@pytest.mark.parametrize("epochs", [0, 1, 10])
+@pytest.mark.parametrize("suite", ["data-efficiency", "ladder"])
+def test_a_run_of_more_epochs_warms_up_for_as_large_a_share_of_it(suite, epochs):
+    jobs = plan(SuiteConfig(suite, epochs=epochs), 49_000)
+    for script in {job.script for job in jobs}:
+        shares = {job.config.warmup / job.config.num_epochs for job in jobs if job.script == script}
+        assert max(shares) == pytest.approx(min(shares))
+
+
 @pytest.mark.parametrize(
     ("flags", "epochs"), [("--num-epochs 30", 60), ("--preset=quick", 100), ("--preset quick --num-epochs 3", 6)]
 )

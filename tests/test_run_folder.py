@@ -133,13 +133,33 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path):
         RunFolder(tmp_path).__enter__()
 
 
-@pytest.mark.parametrize("name", ["config.json", "last.pth", "last.prev.pth"])
+def test_a_folder_whose_name_is_too_long_is_one_line(tmp_path):
+    with pytest.raises(DiskError, match=r"can't write to the folder .*--output-dir"):
+        RunFolder(tmp_path / ("x" * 300) / "run").__enter__()
+
+
+def test_temporary_files_of_others_stay(tmp_path):
+    (tmp_path / ".notes.tmp").touch()
+    (tmp_path / ".last.pth.77.tmp").mkdir()
+    with RunFolder(tmp_path):
+        pass
+    assert names(tmp_path) == {".notes.tmp", ".last.pth.77.tmp"}
+
+
+@pytest.mark.parametrize("name", ["config.json", "last.pth", "best_model.pth", "training_history.json"])
 def test_a_folder_with_a_run_is_refused_with_the_flags_that_help(folder, name):
     (folder.path / "note.txt").touch()
     folder.refuse_used()
     (folder.path / name).touch()
     with pytest.raises(UsageError, match=r"--resume.*--overwrite.*--output-dir"):
         folder.refuse_used()
+
+
+def test_weights_that_are_left_of_a_run_are_moved_aside_too(folder):
+    (folder.path / "best_model.pth").write_text("the only copy")
+    folder.move_aside()
+    [aside] = folder.path.glob("old-*")
+    assert (aside / "best_model.pth").read_text() == "the only copy"
 
 
 def test_the_files_of_a_run_are_moved_aside_and_no_others(folder, capsys):
@@ -162,9 +182,9 @@ def test_the_files_of_a_run_are_moved_aside_and_no_others(folder, capsys):
 
 def test_runs_moved_aside_at_the_same_second_do_not_meet_and_where_there_is_none_nothing_is_moved(folder, monkeypatch):
     monkeypatch.setattr(run_folder.time, "strftime", lambda form: "20261122-120000")
-    (folder.path / "best_model.pth").touch()
+    (folder.path / "note.txt").touch()
     folder.move_aside()
-    assert names(folder.path) == {"best_model.pth", ".lock", ".lock-owner"}
+    assert names(folder.path) == {"note.txt", ".lock", ".lock-owner"}
     for number in range(3):
         (folder.path / "config.json").write_text(str(number))
         folder.move_aside()

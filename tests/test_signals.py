@@ -117,6 +117,23 @@ def test_after_restore_a_signal_acts_at_once_and_one_that_came_before_is_known(c
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_a_signal_that_has_ended_the_reader_of_standard_error_too_is_still_deferred():
+    kept = os.dup(2)
+    reader, writer = os.pipe()
+    os.dup2(writer, 2)
+    os.close(reader)
+    try:
+        with DeferredSignals() as signals:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.write(2, b"now to nowhere")
+            with pytest.raises(StopRequested):
+                signals.check()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(writer)
+
+
 def test_under_torchrun_the_note_promises_no_second_interrupt(monkeypatch, capfd):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     with DeferredSignals():

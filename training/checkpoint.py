@@ -53,6 +53,8 @@ def load_last(folder: Path, warn: Callable[[str], object]) -> dict[str, Any]:
         raise RunError(f"nothing to resume in {folder}: it holds no run")
     for path in paths:
         try:
+            if not path.exists():  # a run that was killed between the renames of a save
+                raise RunError(f"there is no {path}")
             content = load(path)
             if "epoch_sums" not in content or "machine" not in content:
                 raise RunError(f"{path} holds only weights: no run can go on from it")

@@ -33,12 +33,12 @@ def parse_training_command(config_class: Any, description: str, args: Sequence[s
     """Command line to config: a flag given beats the preset, and the preset beats the default. UsageError otherwise."""
     args = with_values(sys.argv[1:] if args is None else args)
     preset = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    preset.add_argument("--preset", choices=config_class.presets, default="baseline")
+    preset.add_argument("--preset", choices=config_class.presets, default=config_class.preset)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             name = preset.parse_known_args(args)[0].preset
     except SystemExit:
-        name = "baseline"  # not a preset's name: the real parser below says so
+        name = config_class.preset  # not a preset's name: the real parser below says so
     try:
         default = Command(config_class.from_preset(name))
     except (TypeError, ValueError) as error:  # a field that a preset misspells is a TypeError
@@ -48,7 +48,23 @@ def parse_training_command(config_class: Any, description: str, args: Sequence[s
         raise UsageError("--resume goes on with a run and --overwrite starts anew: give one of them")
     if command.extend and not command.resume:
         raise UsageError("--extend makes a run longer that is there already: give it with --resume")
+    if not command.resume:
+        refuse_idle(command.config, default.config)
     return command
+
+
+def refuse_idle(config: Any, default: Any) -> None:
+    """UsageError for a flag that has no use without another one; a value that the preset has may be idle."""
+    uses = {
+        "muon_learning_rate": (config.optimizer == "muon", "--optimizer muon"),
+        "randaugment_magnitude": (config.augment_policy == "randaugment", "--augment-policy randaugment"),
+        "mix_probability": (config.mixup_alpha or config.cutmix_alpha, "--mixup-alpha or --cutmix-alpha"),
+        "layer_decay": (not getattr(config, "freeze_backbone", False), "a backbone that is trained"),
+    }
+    for name, (is_used, other) in uses.items():
+        value = getattr(config, name, None)
+        if not is_used and value != getattr(default, name, None):
+            raise UsageError(f"{name} {value} has no use without {other}")
 
 
 def with_values(args: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from training.errors import RunError, first_line
 
 SEAL = b"\nsha256 "  # followed by the digest, 64 hexadecimal digits
 BLOCK = 1 << 20  # bytes
+TEMPORARY = r"\..+\.\d+\.tmp"  # .NAME.PROCESS.tmp, as write_atomically names it
 
 
 class DiskError(RunError):
@@ -114,4 +116,6 @@ def flush_folder(folder: Path) -> None:
 def remove_temporary_files(folder: Path) -> None:
     """Remove what a killed process left half written."""
     for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+        if re.fullmatch(TEMPORARY, path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()

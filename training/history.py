@@ -40,13 +40,19 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where the file is missing or damaged."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def read(path: Path) -> History | None:
     """The history in a run's folder, or None where it is missing or can't be read."""
-    try:
-        history = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    if not isinstance(history, dict) or not all(isinstance(values, list) for values in history.values()):
+    history = read_object(path)
+    if not all(isinstance(values, list) for values in history.values()):
         return None
     complete = any(history.keys() >= new_history(split).keys() for split in ("test", "val"))
     return history if complete and history["epoch"] and len(set(map(len, history.values()))) == 1 else None

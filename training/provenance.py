@@ -28,6 +28,8 @@ FREE_ON_RESUME = (
     *("num_workers", "device", "precision", "compile", "tensorboard", "save_minutes", "save_every"),
 )
 
+OTHER_RUN = "--resume goes on with the settings that the run began with"
+
 
 def describe_run(
     config: Any, create_model: Callable[..., nn.Module], dataset: Dataset, train_loader: ImageLoader, split: str,
@@ -77,41 +79,43 @@ def count_flops(
     return counter.get_total_flops()
 
 
-def refuse_other_run(
-    saved: dict[str, Any], metadata: dict[str, Any], config: Any, create_model: Callable[..., nn.Module], extend: bool
-) -> None:
-    """UsageError that lists where a resumed run would differ from the run that was saved.
+def refuse_other_settings(saved: dict[str, Any], config: Any, extend: bool) -> None:
+    """UsageError that lists the settings in which a resumed run would differ from the run that was saved.
 
-    A setting or model argument that the saved run does not know had its default: it was added since.
+    A setting that the saved run does not know had its default: it was added since.
     """
-    defaults = type(config)().to_dict()
-    before, now = {**defaults, **saved["config"]}, metadata["config"]
+    before, now = {**type(config)().to_dict(), **saved["config"]}, config.to_dict()
     if extend and now["num_epochs"] <= before["num_epochs"]:
         raise UsageError(f"--extend needs more than the {before['num_epochs']} epochs of the run: give --num-epochs")
     free = [*FREE_ON_RESUME, *["num_epochs", "small_images_share"] * extend]
-    other = [
-        f"{name} was {before[name]}, is {value}"
-        for name, value in now.items()
-        if name not in free and before[name] != value
-    ]
-    if not other:
-        arguments = {name: argument.default for name, argument in signature(create_model).parameters.items()}
-        data = {**metadata["data"], **saved["data"]}  # early runs did not save num_test_images
-        saved = {**saved, "model_args": {**arguments, **saved["model_args"]}, "data": data}
-        metadata = {**metadata, "model_args": {**arguments, **metadata["model_args"]}}
-        names = ("model_name", "model_args", "data", "split", "precision")
-        other = [f"{name} is not what it was" for name in names if saved[name] != metadata[name]]
-        if saved["precision"] != metadata["precision"]:
-            short = {"bfloat16": "bf16", "float32": "fp32"}[saved["precision"]]
-            other[-1] = f"precision was {short} and would be another here: give --precision {short}"
+    other = [f"{name} was {before[name]}, is {now[name]}" for name in now if before[name] != now[name]]
+    other = [line for line in other if line.split()[0] not in free]
+    advice = ""
+    if now["num_epochs"] > before["num_epochs"] and not extend:
+        advice = (
+            ". A run of more epochs has another learning rate from its first steps on: start it anew, or give "
+            "--extend to go on from here with the rest of the longer schedule"
+        )
     if other:
-        advice = ""
-        if now["num_epochs"] > before["num_epochs"] and not extend:
-            advice = (
-                ". A run of more epochs has another learning rate from its first steps on: start it anew, or give "
-                "--extend to go on from here with the rest of the longer schedule"
-            )
-        raise UsageError(f"--resume goes on with the settings that the run began with: {'; '.join(other)}{advice}")
+        raise UsageError(f"{OTHER_RUN}: {'; '.join(other)}{advice}")
+
+
+def refuse_other_run(saved: dict[str, Any], metadata: dict[str, Any], create_model: Callable[..., nn.Module]) -> None:
+    """UsageError where a resumed run of the same settings has another model, other data or another arithmetic.
+
+    A model argument that the saved run does not know had its default: it was added since.
+    """
+    arguments = {name: argument.default for name, argument in signature(create_model).parameters.items()}
+    data = {**metadata["data"], **saved["data"]}  # early runs did not save num_test_images
+    saved = {**saved, "model_args": {**arguments, **saved["model_args"]}, "data": data}
+    metadata = {**metadata, "model_args": {**arguments, **metadata["model_args"]}}
+    names = ("model_name", "model_args", "data", "split", "precision")
+    other = [f"{name} is not what it was" for name in names if saved[name] != metadata[name]]
+    if saved["precision"] != metadata["precision"]:
+        short = {"bfloat16": "bf16", "float32": "fp32"}[saved["precision"]]
+        other[-1] = f"precision was {short} and would be another here: give --precision {short}"
+    if other:
+        raise UsageError(f"{OTHER_RUN}: {'; '.join(other)}")
 
 
 def warn_of_other_machine(before: dict[str, Any], now: dict[str, Any]) -> bool:

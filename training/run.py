@@ -17,9 +17,9 @@ from training.data.contact_sheet import save_contact_sheet
 from training.data.loader import ImageLoader
 from training.engine import EpochSums
 from training.errors import RunError, Terminated
-from training.provenance import refuse_other_run, resume_command, warn_of_other_machine
+from training.provenance import refuse_other_run, refuse_other_settings, resume_command, warn_of_other_machine
 from training.run_folder import RunFolder
-from training.signals import DeferredSignals, StopRequested
+from training.signals import DeferredSignals, StopRequested, silence_lost_terminal
 from training.tensorboard import require_tensorboard, tensorboard
 
 NUM_STATES = 2  # numbers, at most, that an optimizer keeps for each weight
@@ -35,7 +35,8 @@ class Run:
                 train_one_epoch(..., run)                       # which calls look_due and between_steps
                 run.finish_epoch(evaluate(...))
 
-    A Ctrl-C or SIGTERM after `begin` lets the step end, saves, and prints the command that goes on.
+    A Ctrl-C or SIGTERM after `begin` lets the step end, saves, and prints the command that goes on; so does output
+    that nobody reads any more.
     """
 
     def __init__(self, config: Any, resume: bool, overwrite: bool, extend: bool):
@@ -47,6 +48,7 @@ class Run:
         self.board: Any = None
         self.begun = False  # whether --resume finds this run in the folder
         self.complete = True  # whether the last save wrote all files
+        self.signals = DeferredSignals()
 
     def __enter__(self) -> Self:
         if self.config.tensorboard:
@@ -60,19 +62,31 @@ class Run:
 
     def _choose_start(self, folder: RunFolder) -> dict[str, Any] | None:
         """The checkpoint to go on from, None for a new run; UsageError where the folder's run must not be touched."""
-        if distributed.was_restarted() and folder.holds_run():  # by torchrun: go on with what its launch has begun
+        if distributed.was_restarted() and any(folder.path.glob("last*.pth")):  # by torchrun: go on with its run
             launch = folder.load_last()["machine"]["launch"]
             began_it = launch is not None and launch == distributed.launch_id()
             self.resume, self.overwrite = self.resume or began_it, self.overwrite and not began_it
         if not (self.resume or self.overwrite):
             folder.refuse_used()
-        return folder.load_last() if self.resume else None
+        if not self.resume:
+            return None
+        saved = folder.load_last()
+        refuse_other_settings(saved, self._with_schedule_of(saved), self._extends(saved))  # before any data is read
+        return saved
 
     def __exit__(self, _, error: BaseException | None, __) -> None:
         with self.held:
-            if isinstance(error, StopRequested):
+            lost_reader = isinstance(error, BrokenPipeError) and self.begun  # of the output, as with `| head`
+            if lost_reader:
+                silence_lost_terminal()
+            if lost_reader or isinstance(error, StopRequested):
                 where = f"saved in {self.config.output_dir}" if self.save({}) else "this could not be saved"
-                raise error.as_exit(f"{where}. Go on with: {resume_command(sys.argv)}") from None
+                said = f"{where}. Go on with: {resume_command(sys.argv)}"
+                if isinstance(error, StopRequested):
+                    raise error.as_exit(said) from None
+                if self.signals.pending:  # Ctrl-C has ended the reader too
+                    raise self.signals.exit_of(self.signals.pending)(said) from None
+                raise RunError(f"nobody reads the output any more; {said}") from None
             if isinstance(error, KeyboardInterrupt | Terminated) and not self.begun:
                 raise type(error)("Nothing new was saved yet: give the same command again") from None
             if error:
@@ -81,18 +95,27 @@ class Run:
     def share_start(self) -> Any:
         """Give the checkpoint to go on from to all ranks. Returns the config with the run's warmup and small images."""
         self.saved = distributed.broadcast(self.saved)
-        if self.saved and (self.extend or self.saved["extended_from"]):  # the epochs that are added have full images
-            before = {name: self.saved["config"].get(name, 0) for name in ("num_epochs", "small_images_share")}
-            with suppress(ValueError):  # another size, that has no small images: refused later
-                small = replace(self.config, warmup_epochs=0, **before).small_epochs
-                longer = before["num_epochs"] != self.config.num_epochs
-                share = small / self.config.num_epochs if longer else before["small_images_share"]
-                self.config = replace(self.config, small_images_share=share)
-        if self.saved and self.config.warmup_epochs == "auto":  # its rule, or --extend, would make another of it
-            warmup = self.saved["config"]["warmup_epochs"]
-            if warmup <= self.config.num_epochs:  # else the run is refused for its number of epochs
-                self.config = replace(self.config, warmup_epochs=warmup)
+        if self.saved:
+            self.config = self._with_schedule_of(self.saved)
         return self.config
+
+    def _with_schedule_of(self, saved: dict[str, Any]) -> Any:
+        """The config with the saved run's warmup and small images, where it leaves them open."""
+        config, before = self.config, saved["config"]
+        if self.extend or saved["extended_from"]:  # the epochs that are added have full images
+            with suppress(ValueError):  # another size, that has no small images: refused later
+                lengths = {name: before.get(name, 0) for name in ("num_epochs", "small_images_share")}
+                small = replace(config, warmup_epochs=0, **lengths).small_epochs
+                longer = lengths["num_epochs"] != config.num_epochs
+                share = small / config.num_epochs if longer else lengths["small_images_share"]
+                config = replace(config, small_images_share=share)
+        if config.warmup_epochs == "auto" and before["warmup_epochs"] <= config.num_epochs:
+            config = replace(config, warmup_epochs=before["warmup_epochs"])  # its rule might make another of it
+        return config
+
+    def _extends(self, saved: dict[str, Any]) -> bool:
+        """Whether --extend makes the run longer, and is not the command of before that is given again."""
+        return self.extend and (not saved["extended_from"] or saved["config"]["num_epochs"] != self.config.num_epochs)
 
     def begin(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, loader: ImageLoader, create_model: Callable[..., Any],
@@ -106,8 +129,8 @@ class Run:
         self.device, self.split = loader.images.device, metadata["split"]
         self.state = checkpoint.TrainingState(model, optimizer, self.device, history.new_history(self.split))
         if saved:
-            self.extend &= not saved["extended_from"] or saved["config"]["num_epochs"] != self.config.num_epochs
-            refuse_other_run(saved, metadata, self.config, create_model, self.extend)
+            self.extend = self._extends(saved)
+            refuse_other_run(saved, metadata, create_model)
             left = saved["epoch"] < self.config.num_epochs
             moved = bool(self.folder) and warn_of_other_machine(saved["machine"], machine) and left
             metadata["machines_before"] = saved.get("machines_before", []) + [saved["machine"]] * moved
@@ -119,7 +142,7 @@ class Run:
             save_contact_sheet(loader, self.folder.path / "augmented_images.png")
             if self.config.tensorboard:
                 self.board = self.held.enter_context(tensorboard(self.folder.path, self.state.epoch))
-        self.signals = self.held.enter_context(DeferredSignals())
+        self.held.enter_context(self.signals)
 
     def _begin_in_folder(self, folder: RunFolder, model: nn.Module, start: dict[str, Any], new: bool) -> None:
         num_kept = 2 + math.ceil(self.config.num_epochs / self.config.save_every)  # best, final and those between
@@ -129,7 +152,9 @@ class Run:
         if new:  # an extended run is new in this: its settings are not those of its folder
             checkpoint.save(folder.path / "last.pth", start)  # a disk that takes none of it is better known now
         self.begun = True
-        if new or self.metadata["machines_before"] or not (folder.path / "config.json").exists():
+        known = history.read_object(folder.path / "config.json")  # damaged, or from before an --extend?
+        is_old = "config" not in known or known.get("extended_from", []) != self.metadata["extended_from"]
+        if new or is_old or self.metadata["machines_before"]:
             history.write_json(folder.path / "config.json", {**self.metadata, **self.machine})
         history.write_json(folder.path / "training_history.json", start["history"])  # it may be behind, or damaged
 

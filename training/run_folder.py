@@ -17,7 +17,8 @@ from training import checkpoint
 from training.errors import RunError, UsageError, first_line
 from training.files import DiskError, create_folder, remove_temporary_files
 
-RUN_FILES = ("*.pth", "config.json", "training_history.json", "test_result.json", "*.png", "evaluation", "tensorboard")
+MARKS = ("*.pth", "config.json", "training_history.json", "test_result.json")  # of a run, or of what is left of one
+RUN_FILES = (*MARKS, "*.png", "evaluation", "tensorboard")
 LOCK, OWNER = ".lock", ".lock-owner"
 LOCK_TIMEOUT = 1  # seconds that a second process waits for the first to leave
 FIGURES_SIZE = 8 << 20  # bytes, ample, for the pictures and the JSON files of a run
@@ -38,7 +39,7 @@ class RunFolder:
         self.keep_previous = True  # whether last.pth is fit to become last.prev.pth
 
     def __enter__(self) -> Self:
-        self.made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        self.made = [folder for folder in (self.path, *self.path.parents) if not os.path.exists(folder)]
         self.claim()
         remove_temporary_files(self.path)
         return self
@@ -80,13 +81,14 @@ class RunFolder:
 
     def holds_run(self) -> bool:
         """Whether the folder holds files of a run."""
-        return any((self.path / name).exists() for name in ("config.json", "last.pth", "last.prev.pth"))
+        return any(path for pattern in MARKS for path in self.path.glob(pattern))
 
     def refuse_used(self) -> None:
         """UsageError where the folder holds a run already."""
         if self.holds_run():
             raise UsageError(
-                f"{self.path} holds a run: go on with --resume, start anew with --overwrite, or change --output-dir"
+                f"{self.path} holds a run, or its weights: go on with --resume, start anew with --overwrite, or change "
+                "--output-dir"
             )
 
     def load_last(self) -> dict[str, Any]:

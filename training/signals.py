@@ -29,9 +29,10 @@ class DeferredSignals:
     """
 
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    pending = 0  # the number of a signal that came
 
     def __enter__(self) -> Self:
-        self.pending = 0  # the signal's number
+        self.pending = 0
         self.previous: dict[int, Any] = {}
         for number in self.signals:
             if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup, or for a script's background process
@@ -56,7 +57,10 @@ class DeferredSignals:
             raise self.exit_of(number)
         if not self.pending and distributed.rank() == 0:
             note = NOTE_UNDER_TORCHRUN if distributed.under_torchrun() else NOTE
-            os.write(2, note.encode())  # a signal comes at any time, in the middle of a print too
+            try:
+                os.write(2, note.encode())  # a signal comes at any time, in the middle of a print too
+            except OSError:  # Ctrl-C has ended the reader too, as in `2>&1 | tee log`
+                silence_lost_terminal()
         self.pending = number
 
     def came(self) -> int:
@@ -74,7 +78,7 @@ class DeferredSignals:
 
 
 def silence_lost_terminal() -> None:
-    """Let standard output and standard error go nowhere where they can't be written any more; a file goes on."""
+    """Let standard output and standard error go nowhere where nobody reads them any more; a file goes on."""
     for stream in (1, 2):
         try:
             os.write(stream, b"\n")

@@ -44,6 +44,7 @@ ROWS = [  # of the table: the fault, and the setting of the runs
     ("SIGINT or SIGTERM in training", TERMINAL),
     ("SIGINT or SIGTERM in its evaluation", TERMINAL),
     ("SIGINT twice", TERMINAL),
+    ("a reader of its output that is gone", ON_DIGITS),
     ("SIGINT or SIGTERM in evaluate_vit.py", TERMINAL),
     ("a second run in the folder", ON_DIGITS),
     ("full disk, or a limit on files, in mid-run", ON_DIGITS),

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import wait_until
+from processes import Run, wait_until
 from runs import EVAL_BATCHES, NEVER, STEPS, TINY, TRAIN, assert_same_run, content_of, position
 
 CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
@@ -66,6 +66,27 @@ def test_a_stopped_run_goes_on_with_the_command_it_prints(launcher, train, unbro
             assert in_a_shell(command, folder.parent) == (0, "")
         else:
             assert launcher.run(TRAIN, *TINY, NEVER, "--output-dir", folder, "--resume").code == 0
+        assert_same_run(folder, unbroken)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, None])
+def test_a_run_whose_output_nobody_reads_any_more_saves_and_ends(launcher, unbroken, folder, trying, number):
+    """As of `2>&1 | tee log`, where Ctrl-C ends tee too, or of `| head`."""
+    reader, writer = os.pipe()
+    pipe = Path(f"/proc/{os.getpid()}/fd/{writer}")
+    with trying("a reader of its output that is gone"):
+        flags = [TRAIN, *TINY, NEVER, "--output-dir", folder]
+        pid = launcher.fork(*flags, out=pipe, err=pipe, cwd=folder.parent, sabotages=[pause(STEP, STEPS + 1)])
+        launcher.running.append(run := Run(launcher, pid, pipe, pipe))
+        run.wait_for_pause()
+        os.close(reader)
+        os.close(writer)
+        if number:
+            run.send(number)
+        run.go_on()
+        assert run.wait_for_code() == (130 if number else 1)
+        assert position(folder) == ((1, 1) if number else (2, 0))
+        assert launcher.run(TRAIN, *TINY, NEVER, "--output-dir", folder, "--resume").code == 0
         assert_same_run(folder, unbroken)
 
 

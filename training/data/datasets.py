@@ -123,11 +123,10 @@ def get_cifar10_dataloaders(
     mean, std = channel_stats(dataset.train_images)
     order = stratified_order(dataset.train_labels, seed)
     held_out, kept = order[:val_size], order[val_size:][: max_train_images or None].sort().values
-    images, labels = dataset.train_images, dataset.train_labels
-    if rank == 0 and (num_lost := num_classes - len(dataset.train_labels[kept].unique())):
+    # all of them together need no copy
+    images, labels = (x[kept] if len(kept) < total else x for x in (dataset.train_images, dataset.train_labels))
+    if rank == 0 and (num_lost := num_classes - len(labels.unique())):
         print(f"note: no training images are left of {num_lost} of {num_classes} classes", flush=True)
-    if len(kept) < total:  # all of them need no copy
-        images, labels = images[kept], labels[kept]
     augmentation = replace(augmentation, horizontal_flip=augmentation.horizontal_flip and dataset.mirrorable)
     train_loader = ImageLoader(
         images, labels, mean, std, batch_size, shuffle_seed=seed, augmentation=augmentation, mixing=mixing,
