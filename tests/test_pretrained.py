@@ -398,7 +398,7 @@ def train(*args: Any) -> dict[str, Any]:
 def test_a_frozen_backbone_stays_and_a_stopped_run_goes_on_to_the_same_bits_without_the_file(monkeypatch):
     source = write(filled(create()))
     begun = safetensors.torch.load_file(source)
-    flags = [f"--init-from={source}", "--freeze-backbone", "--layer-decay=0.5", "--save-minutes=1e-9"]
+    flags = [f"--init-from={source}", "--freeze-backbone", "--save-minutes=1e-9"]
     uninterrupted = train(*flags)
     for name, tensor in uninterrupted.items():
         assert torch.equal(tensor, begun[name]) != name.startswith("head"), name
