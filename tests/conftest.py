@@ -5,6 +5,7 @@ import http.server
 import io
 import os
 import pickle
+import signal
 import socket
 import tarfile
 import threading
@@ -19,6 +20,11 @@ import torch
 from PIL import Image
 from processes import Launcher
 from torchvision import datasets
+
+# Ignored in the background of a script, and under nohup: the tests of these signals need them.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -88,16 +88,16 @@ def refuse_other_settings(saved: dict[str, Any], config: Any, extend: bool) -> N
     if extend and now["num_epochs"] <= before["num_epochs"]:
         raise UsageError(f"--extend needs more than the {before['num_epochs']} epochs of the run: give --num-epochs")
     free = [*FREE_ON_RESUME, *["num_epochs", "small_images_share"] * extend]
-    other = [f"{name} was {before[name]}, is {now[name]}" for name in now if before[name] != now[name]]
-    other = [line for line in other if line.split()[0] not in free]
+    changed = [name for name in now if name not in free and before[name] != now[name]]
     advice = ""
     if now["num_epochs"] > before["num_epochs"] and not extend:
         advice = (
             ". A run of more epochs has another learning rate from its first steps on: start it anew, or give "
             "--extend to go on from here with the rest of the longer schedule"
         )
-    if other:
-        raise UsageError(f"{OTHER_RUN}: {'; '.join(other)}{advice}")
+    if changed:
+        other = "; ".join(f"{name} was {before[name]}, is {now[name]}" for name in changed)
+        raise UsageError(f"{OTHER_RUN}: {other}{advice}")
 
 
 def refuse_other_run(saved: dict[str, Any], metadata: dict[str, Any], create_model: Callable[..., nn.Module]) -> None:
