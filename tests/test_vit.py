@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import vit
 from training.device import autocast
-from vit import Attention, Dropout, GeluDropout, RelPosBias, VisionTransformer, create_vit_tiny_cifar10
+from vit import Attention, Dropout, RelPosBias, VisionTransformer, create_vit_tiny_cifar10
 
 SMALL: dict[str, Any] = {
     "img_size": 32,
@@ -365,34 +365,3 @@ def test_dropout_changes_nothing_and_draws_nothing_in_evaluation_and_at_0():
 @pytest.mark.parametrize("shape", [(0, 5, 8), (1, 1, 1), (3,), (2, 3, 5)])
 def test_dropout_takes_any_shape_even_an_empty_one(shape):
     assert Dropout(0.5)(torch.ones(shape)).shape == shape
-
-
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 8e-3)]
-)
-def test_gelu_dropout_equals_gelu_followed_by_dropout(dtype, tolerance):
-    x = torch.randn(64, 67, dtype=dtype).mul(3).requires_grad_()
-    results = []
-    for step in (GeluDropout(0.3), lambda x: Dropout(0.3)(F.gelu(x))):
-        torch.manual_seed(0)
-        y = step(x)
-        results.append((y, *torch.autograd.grad(y.square().sum(), x)))
-    (y, grad), (expected, expected_grad) = results
-    assert torch.equal(y, expected)
-    torch.testing.assert_close(grad, expected_grad, rtol=tolerance, atol=tolerance)
-    if dtype == torch.float64:
-        once = lambda x: (torch.manual_seed(0), GeluDropout(0.3)(x))[1]  # noqa: E731
-        assert torch.autograd.gradcheck(once, x[:4, :5].detach().requires_grad_())
-
-
-@pytest.mark.parametrize("drop", [GeluDropout(0.3).eval(), GeluDropout(0.0)])
-def test_gelu_dropout_without_dropout_is_torchs_gelu(drop):
-    x = torch.randn(3, 7)
-    assert torch.equal(drop(x), F.gelu(x))
-
-
-def test_gelu_dropout_refuses_a_second_derivative():
-    x = torch.randn(3, 7).requires_grad_()
-    (grad,) = torch.autograd.grad(GeluDropout(0.3)(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
