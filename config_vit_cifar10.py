@@ -45,8 +45,8 @@ class TrainConfig:
     """learning rate at its peak, at the end of the warmup (the recipe: 0.001)"""
     muon_learning_rate: float = 0.02
     """the peak for the weights that muon updates; learning_rate is that of the others (0.02: Muon's authors)"""
-    schedule: Literal["cosine", "linear"] = "cosine"
-    """how the learning rate falls from its peak to 0 (linear: arXiv 2310.07831)"""
+    schedule: Literal["cosine", "linear", "wsd"] = "cosine"
+    """how the learning rate falls to 0 (linear: arXiv 2310.07831; wsd: in the last 30 % of the steps, 2405.18392)"""
     weight_decay: float = 0.05
     """weight decay of weight matrices; biases, norms, tokens and position embeddings have none (the recipe: 0.05)"""
     warmup_epochs: float | Literal["auto"] = "auto"
@@ -206,6 +206,8 @@ class ViTConfig(TrainConfig):
     """LayerNorm of each head's queries and keys (arXiv 2302.05442)"""
     pos_embed: Literal["learn", "relative"] = "learn"
     """a learned vector for each place, or a learned bias for each offset between two patches (arXiv 2103.14030)"""
+    rel_pos_lr_scale: float = 1.0
+    """factor on the learning rate of the relative positions, whose biases are larger than weights; 1: off"""
     zero_init: bool = False
     """residual branches and logits begin at zero (arXiv 1901.09321), and the other matrices larger; made for muon"""
     init_from: str = ""
@@ -219,7 +221,7 @@ class ViTConfig(TrainConfig):
 
     ranges: ClassVar[dict[str, tuple[float, float]]] = TrainConfig.ranges | {
         "patch_size": (1, 1024), "embed_dim": (1, 65536), "depth": (1, 1000), "num_heads": (1, 65536),
-        "mlp_ratio": (0.01, 100), "dropout": (0, 0.99), "layer_decay": (0.01, 1),
+        "mlp_ratio": (0.01, 100), "dropout": (0, 0.99), "layer_decay": (0.01, 1), "rel_pos_lr_scale": (0, 1000),
     }  # fmt: skip
     presets: ClassVar[dict[str, dict[str, Any]]] = TrainConfig.presets | {
         "small": {"embed_dim": 96, "depth": 6},

@@ -38,7 +38,7 @@ from training.device import (
 )  # fmt: skip
 from training.engine import evaluate, train_one_epoch
 from training.errors import exit_codes
-from training.optim import create_optimizer, create_scheduler
+from training.optim import create_optimizer, create_scheduler, scale_relative_positions
 from training.pretrained import begin_fine_tuning, decay_by_layer
 from training.provenance import FREE_ON_RESUME, cpu_name, describe_machine, describe_run, resume_command
 from training.run import Run
@@ -83,6 +83,8 @@ def train(
     )
     if isinstance(config, ViTConfig) and config.layer_decay < 1:
         decay_by_layer(optimizer, model, config.layer_decay)
+    if isinstance(config, ViTConfig) and config.rel_pos_lr_scale != 1:
+        scale_relative_positions(optimizer, model, config.rel_pos_lr_scale)
     run.begin(model, optimizer, train_loader, create_model, metadata, describe_machine(device, compiled))
     warmup_steps, total_steps = round(config.warmup * len(train_loader)), config.num_epochs * len(train_loader)
     scheduler = create_scheduler(optimizer, warmup_steps, total_steps, run.steps_done, config.schedule)

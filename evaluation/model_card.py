@@ -16,7 +16,7 @@ RECIPE = (  # the settings that a training is told by, beside the model's own
     *("warmup_epochs", "clip_grad_norm", "crop_padding", "horizontal_flip", "auto_augment", "augment_policy"),
     "randaugment_magnitude",
     *("random_erasing", "mixup_alpha", "cutmix_alpha", "mix_probability", "label_smoothing", "small_images_share"),
-    *("freeze_backbone", "layer_decay", "seed"),
+    *("freeze_backbone", "layer_decay", "rel_pos_lr_scale", "seed"),
 )
 DATASETS = {  # as people call them; of an image folder the card has the folder's own name
     "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN", "fashion-mnist": "Fashion-MNIST",
@@ -70,6 +70,7 @@ def recipe_of(config: dict[str, Any]) -> list[str]:
         "randaugment_magnitude": not config["auto_augment"] or config.get("augment_policy") != "randaugment",
         "mix_probability": not (config["mixup_alpha"] or config["cutmix_alpha"]),
         "layer_decay": config.get("layer_decay") == 1,
+        "rel_pos_lr_scale": config.get("rel_pos_lr_scale") == 1,
     }
     return [f"{name} {config[name]}" for name in RECIPE if config.get(name) and not without_use.get(name)]
 

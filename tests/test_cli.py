@@ -27,6 +27,7 @@ OTHER_VALUES = {  # no default among them; together they are a valid config
     "pos_embed": "relative", "zero_init": True, "init_from": "weights.pth", "freeze_backbone": True,
     "layer_decay": 0.75, "output_dir": "somewhere", "save_minutes": 2.5, "save_every": 5, "preset": "small",
     "patch_size": 3, "embed_dim": 64, "depth": 5, "num_heads": 4, "mlp_ratio": 2.5, "dropout": 0.0,
+    "rel_pos_lr_scale": 10.0,
 }  # fmt: skip
 
 
@@ -95,6 +96,11 @@ def test_a_switch_of_the_preset_can_be_switched_back():
         ("--muon-learning-rate 0.01", "--muon-learning-rate 0.01 --optimizer muon"),
         ("--randaugment-magnitude 15", "--randaugment-magnitude 15 --augment-policy randaugment"),
         ("--mix-probability 0.5", "--mix-probability 0.5 --cutmix-alpha 1"),
+        ("--rel-pos-lr-scale 30", "--rel-pos-lr-scale 30 --pos-embed relative"),
+        (
+            "--rel-pos-lr-scale 30 --pos-embed relative --freeze-backbone --init-from x",
+            "--rel-pos-lr-scale 30 --pos-embed relative --init-from x",
+        ),
         ("--layer-decay 0.5 --freeze-backbone --init-from x", "--layer-decay 0.5 --init-from x"),
     ],
 )

@@ -20,7 +20,7 @@ from train_vit_cifar10 import create_loaders
 from training.data import Dataset
 from training.device import select_device, select_precision
 from training.engine import train_one_epoch
-from training.optim import create_optimizer, create_scheduler
+from training.optim import create_optimizer, create_scheduler, scale_relative_positions
 from training.pretrained import begin_fine_tuning, decay_by_layer
 from vit import VisionTransformer
 
@@ -42,7 +42,7 @@ VALUES: dict[str, SearchStrategy[Any]] = {
     "optimizer": st.sampled_from(["adamw", "sgd", "muon"]),
     "learning_rate": st.floats(1e-12, 1e3) | st.integers(1, 1000),
     "muon_learning_rate": st.floats(1e-12, 1e3) | st.integers(1, 1000),
-    "schedule": st.sampled_from(["cosine", "linear"]),
+    "schedule": st.sampled_from(["cosine", "linear", "wsd"]),
     "weight_decay": st.floats(0, 1e3),
     "warmup_epochs": st.just("auto") | st.integers(0, 13) | st.floats(0, 13) | st.just(10**6),
     "clip_grad_norm": st.floats(0, 1e6),
@@ -71,6 +71,7 @@ VALUES: dict[str, SearchStrategy[Any]] = {
     "pos_embed": st.sampled_from(["learn", "relative"]),
     "init_from": st.text(),
     "layer_decay": st.floats(0.01, 1) | st.just(1),
+    "rel_pos_lr_scale": st.floats(0, 1000) | st.just(1),
 }
 
 
@@ -139,6 +140,7 @@ def first_loss(config: TrainConfig) -> float:
     )
     if isinstance(config, ViTConfig):
         decay_by_layer(optimizer, model, config.layer_decay)
+        scale_relative_positions(optimizer, model, config.rel_pos_lr_scale)
     warmup_steps, total_steps = round(config.warmup * len(loader)), config.num_epochs * len(loader)
     scheduler = create_scheduler(optimizer, warmup_steps, total_steps, schedule=config.schedule)
     steps = Steps()

@@ -9,7 +9,7 @@ from torch import nn
 
 from resnet import ResNet18
 from training.muon import Muon, orthogonalize
-from training.optim import create_optimizer, create_scheduler, lr_factor
+from training.optim import create_optimizer, create_scheduler, lr_factor, scale_relative_positions
 from vit import VisionTransformer
 
 # by hand: a cosine's quarters are 1/2 + sqrt(1/2)/2, 1/2 and 1/2 - sqrt(1/2)/2, its thirds 3/4 and 1/4
@@ -28,7 +28,7 @@ def test_factors_are_those_computed_by_hand(steps, factors):
     assert [lr_factor(step, *steps) for step in range(len(factors))] == pytest.approx(factors)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd"])
 def test_the_factor_ends_at_zero_and_stays_there(schedule):
     assert [lr_factor(step, 2, 6, schedule) for step in (6, 7, 100)] == [0, 0, 0]
 
@@ -42,6 +42,30 @@ def test_linear_factors_are_those_computed_by_hand(steps, factors):
     optimizer = create_optimizer(MODELS[0](), "muon", 0.3, 0.0, muon_learning_rate=0.2)
     rates = learning_rates(optimizer, create_scheduler(optimizer, *steps, schedule="linear"), len(factors))
     assert rates == [pytest.approx([0.3 * factor] * 2 + [0.2 * factor] * 2) for factor in factors]
+
+
+def test_wsd_stays_at_the_peak_until_the_last_30_percent_of_the_steps_after_the_warmup():
+    factors = [0.5, 1, *[1] * 8, 2 / 3, 1 / 3, 0]  # 2 steps of warmup, then 10, the last 3 of which fall
+    assert [lr_factor(step, 2, 12, "wsd") for step in range(13)] == pytest.approx(factors)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
+def test_scaled_learning_rates_are_those_of_their_parameters_alone_and_follow_the_schedule(name):
+    model = VisionTransformer(embed_dim=24, depth=2, pos_embed="relative", global_pool="avg")
+    tables = [p for n, p in model.named_parameters() if n.endswith("relative_position_bias_table")]
+    optimizer = create_optimizer(model, name, 0.3, 0.05, muon_learning_rate=0.02)
+    before = {p: group for group in optimizer.param_groups for p in group["params"]}
+    scale_relative_positions(optimizer, model, 30.0)
+    create_scheduler(optimizer, warmup_steps=2, total_steps=4)  # the first step has half of the rate
+    after = {p: group for group in optimizer.param_groups for p in group["params"]}
+    assert after.keys() == before.keys() == set(model.parameters())
+    assert len(tables) == 2
+    for p, group in after.items():
+        scale = 30 if any(p is table for table in tables) else 1
+        peak = 0.02 if "parts" in group else 0.3
+        assert group["lr"] == pytest.approx(0.5 * scale * peak)
+        assert group["weight_decay"] == before[p]["weight_decay"]
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.15)  # which the history has
 
 
 @pytest.mark.parametrize(("steps", "factors"), FACTORS.items())

@@ -78,6 +78,17 @@ def test_output_that_nobody_reads_ends_a_run_that_is_saved(tmp_path, monkeypatch
     assert checkpoint.load(tmp_path / "run" / "last.pth")["epoch_sums"]["step"] == 4
 
 
+@pytest.mark.parametrize(("scale", "rates"), [(1, {0.002, 0.02}), (30, {0.002, 0.02, 0.06})])
+def test_a_run_scales_the_rate_of_its_relative_positions(tmp_path, scale, rates):
+    flags = ["--preset", "cpu-15min", "--dataset", "digits", "--img-size", "16", "--val-size", "10", "--depth", "1"]
+    flags += ["--num-epochs", "1", "--max-train-images", "10", "--rel-pos-lr-scale", str(scale)]
+    config = parse_training_command(ViTConfig, "", [*flags, "--output-dir", str(tmp_path / "run")]).config
+    main(config, VisionTransformer, False, False, False)
+    groups = checkpoint.load(tmp_path / "run" / "last.pth")["optimizer"]["param_groups"]
+    assert {group["initial_lr"] for group in groups} == rates
+    assert [len(group["params"]) for group in groups if group["initial_lr"] == 0.06] == ([1] if scale == 30 else [])
+
+
 @pytest.mark.parametrize(
     ("num_epochs", "given", "saved", "warmup"),
     [

@@ -59,6 +59,10 @@ def refuse_idle(config: Any, default: Any) -> None:
         "muon_learning_rate": (config.optimizer == "muon", "--optimizer muon"),
         "randaugment_magnitude": (config.augment_policy == "randaugment", "--augment-policy randaugment"),
         "mix_probability": (config.mixup_alpha or config.cutmix_alpha, "--mixup-alpha or --cutmix-alpha"),
+        "rel_pos_lr_scale": (
+            getattr(config, "pos_embed", "") == "relative" and not getattr(config, "freeze_backbone", False),
+            "relative positions that are trained",
+        ),
         "layer_decay": (not getattr(config, "freeze_backbone", False), "a backbone that is trained"),
     }
     for name, (is_used, other) in uses.items():

@@ -1,6 +1,7 @@
 """The optimizer with its parameter groups, and the learning rate's course: linear warmup, then decay to 0."""
 
 import math
+from collections import defaultdict
 
 import torch
 from torch import nn
@@ -8,7 +9,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from training.muon import Muon
 
-NOT_DECAYED = ("cls_token", "pos_embed", "relative_position_bias_table")  # beside biases and norms
+WSD_DECAY = 0.3  # of the steps after the warmup
+REL_POS = "relative_position_bias_table"
+NOT_DECAYED = ("cls_token", "pos_embed", REL_POS)  # beside biases and norms
 
 
 def create_optimizer(
@@ -42,16 +45,39 @@ def create_optimizer(
     return Muon(hidden, fused_qkv, adamw, muon_learning_rate, weight_decay)
 
 
+def scale_learning_rates(optimizer: torch.optim.Optimizer, factors: dict[nn.Parameter, float]) -> None:
+    """Multiply the parameters' learning rates by their `factors`, where there is one; before the scheduler is made."""
+    groups = []
+    for group in optimizer.param_groups:
+        by_factor = defaultdict(list)
+        for parameter in group["params"]:
+            by_factor[factors.get(parameter, 1.0)].append(parameter)
+        groups += [  # those of factor 1 first: the history has the learning rate of the first group
+            {**group, "params": parameters, "lr": group["lr"] * factor}
+            for factor, parameters in sorted(by_factor.items(), key=lambda item: (item[0] != 1, -item[0]))
+        ]
+    optimizer.param_groups = groups
+
+
+def scale_relative_positions(optimizer: torch.optim.Optimizer, model: nn.Module, scale: float) -> None:
+    """Multiply the learning rate of a ViT's relative positions: they are logits, and begin between -9 and 0."""
+    tables = [parameter for name, parameter in model.named_parameters() if name.endswith(REL_POS)]
+    scale_learning_rates(optimizer, dict.fromkeys(tables, scale))
+
+
 def lr_factor(step: int, warmup_steps: int, total_steps: int, schedule: str = "cosine") -> float:
     """The learning rate of a step (from 0), over its peak: (step + 1) / warmup_steps, then down to 0.
 
     "cosine" is half a cosine, SGDR without restarts (Loshchilov and Hutter, 2016, https://arxiv.org/abs/1608.03983);
-    "linear" is a straight line (https://arxiv.org/abs/2310.07831).
+    "linear" is a straight line (https://arxiv.org/abs/2310.07831); "wsd", warmup-stable-decay, stays at the peak and
+    falls in a line in the last 30 % of the steps after the warmup (https://arxiv.org/abs/2405.18392).
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-    return 1 - progress if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    return min(1.0, (1 - progress) / (WSD_DECAY if schedule == "wsd" else 1.0))
 
 
 def create_scheduler(

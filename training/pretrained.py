@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ from torch import Tensor, nn
 from training import distributed
 from training.console import print_warning
 from training.errors import UsageError
+from training.optim import REL_POS, scale_learning_rates
 from training.weight_files import find_file, read_weights
 
 HEAD_WIDTH = 64  # of an attention head in all ViTs of the paper, of DeiT and of timm's sizes
-BIASES = "relative_position_bias_table"  # relative positions: (2 grid - 1)^2 offsets and 3 of a class token, by heads
 
 
 def begin_fine_tuning(model: nn.Module, config: Any, class_names: list[str], new: bool) -> None:
@@ -89,7 +88,7 @@ def fit(
             fitted["pos_embed"] = torch.cat([*tokens, resample_pos_embed(patches, grid)], dim=1)
         if old_grid != grid:  # else it stays bit for bit
             adapted.append(f"pos_embed from {old_grid}x{old_grid} to {grid}x{grid}")
-    for name in [name for name in own if name.endswith(BIASES) and name in fitted]:
+    for name in [name for name in own if name.endswith(REL_POS) and name in fitted]:
         biases, own_biases = fitted[name], own[name]
         if biases.ndim == 2 and biases.shape[1] == own_biases.shape[1]:
             fitted[name] = resample_biases(biases, own_biases, had_token, has_token)
@@ -191,7 +190,7 @@ def advice(weights: dict[str, Tensor], about: dict[str, Any]) -> str:
     width = len(kernel)
     num_heads = about.get("num_heads", max(1, width // HEAD_WIDTH))
     ratio, qk_norm = hidden.numel() / width, "blocks.0.attn.q_norm.weight" in weights
-    pos_embed = "relative" if any(name.endswith(BIASES) for name in weights) else "learn"
+    pos_embed = "relative" if any(name.endswith(REL_POS) for name in weights) else "learn"
     return (
         f". Its model is --embed-dim {width} --depth {max(blocks) + 1} --num-heads {num_heads} --mlp-ratio {ratio:g} "
         f"--pos-embed {pos_embed} {'--qk-norm' if qk_norm else '--no-qk-norm'}"
@@ -215,13 +214,4 @@ def decay_by_layer(optimizer: torch.optim.Optimizer, model: nn.Module, layer_dec
         module, number = f"{name}.".split(".")[:2]
         depth = num_blocks - int(number) if module == "blocks" else {"head": 0, "norm": 1}.get(module, num_blocks + 1)
         factors[parameter] = layer_decay**depth
-    groups = []
-    for group in optimizer.param_groups:
-        by_factor = defaultdict(list)
-        for parameter in group["params"]:
-            by_factor[factors[parameter]].append(parameter)
-        groups += [  # the head's first: the history has the learning rate of the first group
-            {**group, "params": parameters, "lr": group["lr"] * value}
-            for value, parameters in sorted(by_factor.items(), key=lambda item: -item[0])
-        ]
-    optimizer.param_groups = groups
+    scale_learning_rates(optimizer, factors)
