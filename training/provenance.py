@@ -92,7 +92,7 @@ def refuse_other_settings(saved: dict[str, Any], config: Any, extend: bool) -> N
     advice = ""
     if now["num_epochs"] > before["num_epochs"] and not extend:
         advice = (
-            ". A run of more epochs has another learning rate from its first steps on: start it anew, or give "
+            ". A run of more epochs has other learning rates: start it anew, or give "
             "--extend to go on from here with the rest of the longer schedule"
         )
     if changed:
