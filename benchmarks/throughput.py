@@ -283,7 +283,7 @@ def main(config: BenchmarkConfig) -> None:
     plain = ResNet18().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     candidates["ResNet-18 plain fp32"] = create_step(plain, config.batch_size, torch.float32, device, ours=False)
     candidates["ResNet-18 ours"] = create_step(ResNet18(), config.batch_size, best_dtype, device, ours=True)
-    can_compile = not why_no_compiling(device)
+    can_compile = not why_no_compiling(device, best_dtype)
     commands = {name: flags for name, flags in TRAININGS.items() if can_compile or "--compile" not in flags}
 
     seconds: dict[str, list[float]] = {name: [] for name in candidates}

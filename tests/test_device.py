@@ -77,6 +77,16 @@ def test_a_compiler_that_does_not_work_is_refused_in_one_line(monkeypatch, error
         device.select_compile(True, LONG_RUN, CPU, torch.bfloat16)
 
 
+@pytest.mark.parametrize("wrong", [lambda x: 1.2 * x, lambda x: x * torch.nan])
+def test_a_compiler_of_wrong_code_is_left_out_by_auto(monkeypatch, wrong):
+    monkeypatch.setattr(device.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(torch, "compile", lambda function: lambda x: wrong(function(x)))
+    compiled, why = device.select_compile("auto", LONG_RUN, CPU, torch.bfloat16)
+    assert (compiled, "computes wrong gradients here" in why) == (False, True)
+    monkeypatch.setattr(torch, "compile", lambda function: lambda x: 1.001 * function(x))  # as rounding may differ
+    assert device.select_compile("auto", LONG_RUN, CPU, torch.bfloat16)[0]
+
+
 @pytest.mark.parametrize(
     ("wanted", "work", "where", "dtype", "compiled"),
     [
@@ -90,14 +100,14 @@ def test_a_compiler_that_does_not_work_is_refused_in_one_line(monkeypatch, error
     ],
 )
 def test_auto_compiles_what_takes_long_enough_to_pay_for_it(monkeypatch, wanted, work, where, dtype, compiled):
-    monkeypatch.setattr(device, "why_no_compiling", lambda device: "")
+    monkeypatch.setattr(device, "why_no_compiling", lambda device, dtype: "")
     monkeypatch.setattr(device.distributed, "num_cpus", lambda: 2)
     assert device.select_compile(wanted, work, torch.device(where), dtype)[0] == compiled
 
 
 @pytest.mark.parametrize("before", [True, False])
 def test_a_resumed_run_goes_on_as_it_began_unless_told_otherwise(monkeypatch, before):
-    monkeypatch.setattr(device, "why_no_compiling", lambda device: "")
+    monkeypatch.setattr(device, "why_no_compiling", lambda device, dtype: "")
     for work in (0, LONG_RUN):
         assert device.select_compile("auto", work, CPU, torch.float32, before)[0] == before
         assert device.select_compile(not before, work, CPU, torch.float32, before)[0] != before

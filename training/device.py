@@ -5,10 +5,11 @@ import ctypes
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException  # torch has no public name for it
 
@@ -77,22 +78,41 @@ def select_compile(
         num_cores = distributed.max_over_ranks(min(2, distributed.num_cpus()))
         if before is None and work < SECONDS_THAT_PAY * FLOPS_PER_CORE * num_cores:
             return False, "no: it takes a minute, too long for a run this short"
-    problem = next(filter(None, distributed.gather(why_no_compiling(device))), "")  # of any process
+    problem = next(filter(None, distributed.gather(why_no_compiling(device, dtype))), "")  # of any process
     if problem and wanted != "auto":
         raise UsageError(f"--compile: {problem}. Install what is missing, or leave it out")
     return not problem, f"no: {problem}" if problem else f"yes: {why}; the first steps take up to a minute"
 
 
-def why_no_compiling(device: torch.device) -> str:
-    """Why torch.compile does not work here, found by compiling one addition; empty where it works."""
+def why_no_compiling(device: torch.device, dtype: torch.dtype) -> str:
+    """Why torch.compile does not work here, found by compiling a small function; empty where it works.
+
+    It may work and be wrong: torch 2.15's transposition of 32 x 32 bf16 numbers, compiled by g++ 12.2 for an Intel Xeon
+    with AMX, gets most of them wrong, and the gradients of normalized keys are garbage or NaN (results/LOG.md).
+    """
     if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
         return "there is no C++ compiler (g++ or clang++)"
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a GPU that nobody asked for
+    tokens = torch.linspace(-2, 2, 64 * 128, device=device, dtype=dtype).sin().view(64, 128)
     try:
-        torch.compile(lambda x: x + 1)(torch.ones(8, device=device))
+        plain, compiled = gradient(attention_logits, tokens), gradient(torch.compile(attention_logits), tokens)
     except Exception as error:  # of any type: the first step would raise it too
         return f"torch.compile does not work here ({first_line(error)})"
+    if not (compiled - plain).norm() < 0.05 * plain.norm():  # rounding is 0.001; NaN is not below either
+        return "torch.compile computes wrong gradients here: another C++ compiler (CXX=clang++) may not"
     return ""
+
+
+def attention_logits(tokens: Tensor) -> Tensor:
+    """Products (2, 64, 64) of queries and normalized keys, two heads of width 32 of 64 tokens (64, 128)."""
+    q, k = (half.unflatten(1, (2, 32)).transpose(0, 1) for half in tokens.chunk(2, dim=1))
+    return q @ F.layer_norm(k, k.shape[-1:]).transpose(-2, -1)
+
+
+def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Of the sum of the cosines of what the function makes of x, in fp32."""
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(function(x).float().cos().sum(), x)[0].float()
 
 
 @contextlib.contextmanager

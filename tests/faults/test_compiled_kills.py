@@ -5,17 +5,17 @@ Each is killed in the middle of an epoch, alone and under torchrun, and goes on 
 
 import json
 import os
-import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from processes import ROOT, SABOTAGED, Command, Result
 from runs import EACH_STEP, NEVER, PICTURES, TRAIN, assert_same_run, position
 
-pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+from training.device import why_no_compiling
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 STEPS = 31  # of an epoch: 30 of 8 pictures and one of a single picture; two ranks have twice as many pictures a step
@@ -72,6 +72,8 @@ def start_compiled(place: Path, pictures: Path, ranks: int) -> tuple[Compiled, P
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
+    if problem := why_no_compiling(torch.device("cpu"), torch.bfloat16):
+        pytest.skip(problem)
     return tmp_path_factory.mktemp("compiled")
 
 
