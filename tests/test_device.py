@@ -1,5 +1,6 @@
 """--device and --precision look at the hardware before they choose."""
 
+import math
 import shutil
 
 import pytest
@@ -77,14 +78,29 @@ def test_a_compiler_that_does_not_work_is_refused_in_one_line(monkeypatch, error
         device.select_compile(True, LONG_RUN, CPU, torch.bfloat16)
 
 
-@pytest.mark.parametrize("wrong", [lambda x: 1.2 * x, lambda x: x * torch.nan])
-def test_a_compiler_of_wrong_code_is_left_out_by_auto(monkeypatch, wrong):
+@pytest.mark.parametrize("factor", [1.2, math.nan])
+def test_a_compiler_whose_gradients_are_wrong_is_left_out_by_auto(monkeypatch, factor):
+    def compile_wrongly(function):
+        def compiled(x):
+            right = function(x)
+            return right.detach() + factor * (right - right.detach())  # the right values with a wrong gradient
+
+        return compiled
+
     monkeypatch.setattr(device.shutil, "which", lambda name: f"/bin/{name}")
-    monkeypatch.setattr(torch, "compile", lambda function: lambda x: wrong(function(x)))
+    monkeypatch.setattr(torch, "compile", compile_wrongly)
     compiled, why = device.select_compile("auto", LONG_RUN, CPU, torch.bfloat16)
-    assert (compiled, "computes wrong gradients here" in why) == (False, True)
-    monkeypatch.setattr(torch, "compile", lambda function: lambda x: 1.001 * function(x))  # as rounding may differ
+    assert (compiled, why) == (False, "no: torch.compile computes wrong gradients here (docs/troubleshooting.md)")
+    with pytest.raises(UsageError, match=r"--compile: torch\.compile computes wrong gradients here"):
+        device.select_compile(True, LONG_RUN, CPU, torch.bfloat16)
+    factor = 1.001  # as rounding may differ
     assert device.select_compile("auto", LONG_RUN, CPU, torch.bfloat16)[0]
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_a_compiler_that_works_is_taken():
+    """In fp32: in bf16 there are machines where it does not."""
+    assert device.why_no_compiling(CPU, torch.float32) == ""
 
 
 @pytest.mark.parametrize(

@@ -85,21 +85,22 @@ def select_compile(
 
 
 def why_no_compiling(device: torch.device, dtype: torch.dtype) -> str:
-    """Why torch.compile does not work here, found by compiling a small function; empty where it works.
+    """Why torch.compile can't be used here, found by compiling a small function; empty where that function is right.
 
-    It may work and be wrong: torch 2.15's transposition of 32 x 32 bf16 numbers, compiled by g++ 12.2 for an Intel Xeon
-    with AMX, gets most of them wrong, and the gradients of normalized keys are garbage or NaN (results/LOG.md).
+    It may work and be wrong. Seen with torch 2.15 and g++ 12.2 on an Intel Xeon with AMX: the transposition of 32 x 32
+    bf16 numbers gets most of them wrong, and gradients of normalized keys are garbage or NaN (results/LOG.md).
     """
     if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
         return "there is no C++ compiler (g++ or clang++)"
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a GPU that nobody asked for
-    tokens = torch.linspace(-2, 2, 64 * 128, device=device, dtype=dtype).sin().view(64, 128)
     try:
-        plain, compiled = gradient(attention_logits, tokens), gradient(torch.compile(attention_logits), tokens)
+        tokens = torch.linspace(0, 1000, 64 * 128).sin().to(device, dtype).view(64, 128)
+        plain = gradient_of_logits(attention_logits, tokens)
+        compiled = gradient_of_logits(torch.compile(attention_logits), tokens)
     except Exception as error:  # of any type: the first step would raise it too
         return f"torch.compile does not work here ({first_line(error)})"
-    if not (compiled - plain).norm() < 0.05 * plain.norm():  # rounding is 0.001; NaN is not below either
-        return "torch.compile computes wrong gradients here: another C++ compiler (CXX=clang++) may not"
+    if not (compiled - plain).norm() < 0.05 * plain.norm():  # 1e-5 where it works; NaN is not below either
+        return "torch.compile computes wrong gradients here (docs/troubleshooting.md)"
     return ""
 
 
@@ -109,10 +110,10 @@ def attention_logits(tokens: Tensor) -> Tensor:
     return q @ F.layer_norm(k, k.shape[-1:]).transpose(-2, -1)
 
 
-def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Of the sum of the cosines of what the function makes of x, in fp32."""
-    x = x.clone().requires_grad_()
-    return torch.autograd.grad(function(x).float().cos().sum(), x)[0].float()
+def gradient_of_logits(function: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
+    """The gradient (64, 128) in fp32 of the sum of the cosines of function(tokens), which is another for each logit."""
+    tokens = tokens.clone().requires_grad_()
+    return torch.autograd.grad(function(tokens).float().cos().sum(), tokens)[0].float()
 
 
 @contextlib.contextmanager
