@@ -137,7 +137,8 @@ def test_the_rungs_of_the_ladder_lead_to_cpu_1h():
         {"batch_size"},
     ]
     left = changed_fields(rungs[-1], ViTConfig.from_preset("cpu-1h"))
-    assert left <= {"preset", "seed", "num_epochs", "warmup_epochs", "auto_augment", "output_dir"}
+    later = {"auto_augment", "schedule", "rel_pos_lr_scale"}  # what the ladder leaves out
+    assert left <= {"preset", "seed", "num_epochs", "warmup_epochs", "output_dir"} | later
 
 
 def test_the_rungs_of_the_ladder_have_the_same_arithmetic():
