@@ -78,7 +78,7 @@ class TrainConfig:
     """threads that prepare the next images while the model computes; the batches are the same with any number"""
 
     seed: int = 42
-    """seed of the weights, the order of the images, their augmentation and the dropout"""
+    """seed of the weights, the order of the images, their augmentation and dropout, and which are held out or kept"""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """where to compute; auto: on a GPU if there is one"""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

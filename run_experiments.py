@@ -6,7 +6,7 @@
 
 config_experiments.py has the suites. Each run is a folder, OUTPUT_DIR/SUITE/NAME/seed-N, made by the ordinary training
 script, with its console beside it in seed-N.log. The same command goes on where an earlier one stopped: finished runs
-are kept, interrupted ones resumed. `--parallel 2` gives each of two runs half of the cores.
+are kept, interrupted ones resumed. `--parallel 2` gives each of two runs half of the cores, or OMP_NUM_THREADS of them.
 """
 
 if __name__ == "__main__":  # Ctrl-C while torch is being imported ends the script without a traceback
@@ -15,6 +15,7 @@ if __name__ == "__main__":  # Ctrl-C while torch is being imported ends the scri
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+import os
 import shlex
 import signal
 import subprocess
@@ -40,8 +41,8 @@ from training.data import Dataset, channel_stats, load_dataset
 from training.distributed import num_cpus
 from training.errors import RunError, UsageError, exit_codes
 from training.history import read_object
-from training.job import LOOK_EVERY, Job
-from training.provenance import FREE_ON_RESUME, count_flops, python_command
+from training.job import LOOK_EVERY, Job, what_counts
+from training.provenance import count_flops, python_command
 from vit import VisionTransformer
 
 MEAN_TOLERANCE = 1e-3  # of a channel, in 0..1; decoders of JPEG differ by less
@@ -97,8 +98,9 @@ class SuiteConfig:
 
     @property
     def threads(self) -> int:
-        """Threads of each run."""
-        return max(1, num_cpus() // self.parallel)
+        """Threads of each run: its share of the cores, or OMP_NUM_THREADS."""
+        given = os.environ.get("OMP_NUM_THREADS", "")
+        return int(given) if given.isdecimal() and int(given) else max(1, num_cpus() // self.parallel)
 
 
 def main(config: SuiteConfig) -> None:
@@ -112,7 +114,7 @@ def main(config: SuiteConfig) -> None:
     jobs = plan(config, min(num_images, config.max_train_images or num_images))
     refuse_other_images(jobs, dataset)
     todo = [job for job in jobs if not job.finished]
-    print(f"{config.suite}: {len(jobs)} runs in {config.folder}, {len(jobs) - len(todo)} of them finished")
+    print(f"{config.suite}: {len(jobs)} runs in {config.folder}, {len(jobs) - len(todo)} of them finished", flush=True)
     if config.dry_run:
         print_plan(config, jobs, todo, num_images, len(dataset.test_images))
         return
@@ -123,7 +125,10 @@ def main(config: SuiteConfig) -> None:
         if subprocess.run(compare, check=False).returncode and not failed:
             raise RunError("the runs have finished, but not all of them are in the table: see the error above")
     if failed:
-        raise RunError(f"{len(failed)} of {len(jobs)} runs failed: {', '.join(str(job.folder) for job in failed)}")
+        folders = ", ".join(str(job.folder) for job in failed)
+        raise RunError(
+            f"{len(failed)} of {len(jobs)} runs failed: {folders}. Remove a folder to have its run begin anew"
+        )
 
 
 def plan(config: SuiteConfig, num_images: int) -> list[Job]:
@@ -135,7 +140,7 @@ def plan(config: SuiteConfig, num_images: int) -> list[Job]:
     ]
     names: dict[tuple[Any, ...], str] = {}
     for job in jobs:
-        settings = {name: value for name, value in job.config.to_dict().items() if name not in FREE_ON_RESUME}
+        settings = what_counts(job.config)
         settings["max_train_images"] = settings["max_train_images"] or num_images
         like = names.setdefault((job.script, *settings.items()), job.name)
         if like != job.name:
@@ -250,7 +255,8 @@ def print_plan(config: SuiteConfig, jobs: list[Job], todo: list[Job], num_images
         left = [other.name for other in todo].count(job.name)
         if left:
             print(f"measuring {job.name}", file=sys.stderr, flush=True)
-        seconds[job.name] = measure(config, job, num_images, num_test_images) if left else 0.0
+        beside = min(config.parallel, len(todo))
+        seconds[job.name] = measure(config, job, beside, num_images, num_test_images) if left else 0.0
         cost = f"{left} x {format_time(seconds[job.name])}" if left else "finished"
         print(f"{job.name:<24} {cost:<18} {shlex.join([job.script, *job.flags])}", flush=True)
     ends = [0.0] * config.parallel
@@ -259,10 +265,10 @@ def print_plan(config: SuiteConfig, jobs: list[Job], todo: list[Job], num_images
     print(f"All that is left: {format_time(max(ends))}, {config.parallel} at a time with {config.threads} threads each")
 
 
-def measure(config: SuiteConfig, job: Job, num_images: int, num_test_images: int) -> float:
-    """The seconds that a run will take, from its first steps beside as many of its like as there will be."""
+def measure(config: SuiteConfig, job: Job, beside: int, num_images: int, num_test_images: int) -> float:
+    """The seconds that a run will take, from the first steps of so many of its like `beside` each other."""
     with tempfile.TemporaryDirectory() as temporary:
-        copies = [replace(job, folder=Path(temporary, str(i))) for i in range(config.parallel)]
+        copies = [replace(job, folder=Path(temporary, str(i))) for i in range(beside)]
         with stopping(copies, signal.SIGKILL):
             started = time.perf_counter()
             for copy in copies:

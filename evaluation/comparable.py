@@ -7,6 +7,8 @@ from typing import Any
 from evaluation.run_record import RunRecord
 from training.errors import UsageError
 
+OTHER_SPLIT = "chose its best epoch on the {} images"
+
 
 def require_comparable(records: Sequence[RunRecord]) -> None:
     """UsageError where runs learned from other data, chose their best epoch on another split, or were tested on others.
@@ -17,7 +19,7 @@ def require_comparable(records: Sequence[RunRecord]) -> None:
     facts: list[tuple[str, Callable[[RunRecord], Any]]] = [
         ("was trained on {}", lambda run: run.config["dataset"]),
         ("has the classes {}", lambda run: ", ".join(run.about["data"]["class_names"])),
-        ("chose its best epoch on the {} images", lambda run: run.split),
+        (OTHER_SPLIT, lambda run: run.split),
         ("was tested on {} images", lambda run: run.own_evaluation.get("num_images")),
     ]
     for size in {run.config["img_size"]: None for run in records}:
@@ -41,7 +43,8 @@ def require_comparable(records: Sequence[RunRecord]) -> None:
                 one, other = (
                     text.format(f"{found:.80}" if isinstance(found, str) else found) for found in (value, usual)
                 )
-                problems.append(f"{run.name} can't be compared with {like}: it {one}, the other {other}; leave it out")
+                advice = f"leave it out{', or train both with the same --val-size' * (text == OTHER_SPLIT)}"
+                problems.append(f"{run.name} can't be compared with {like}: it {one}, the other {other}; {advice}")
     if problems:
         raise UsageError("\nerror: ".join(problems))
 

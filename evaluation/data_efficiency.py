@@ -32,12 +32,8 @@ def data_lines(rows: Sequence[Row]) -> list[DataLine]:
     for row in rows:
         run = row.runs[0]
         if run.finished and run.num_train_images and accuracy(row)[0] is not None:
-            settings = {
-                **run.settings,
-                "max_train_images": None,
-                "num_epochs": None,
-                "warmup_epochs": None,
-            }  # by epochs
+            warmup = bool(run.settings.get("warmup_epochs"))  # its length goes with the number of epochs
+            settings = {**run.settings, "max_train_images": None, "num_epochs": None, "warmup_epochs": warmup}
             like = alike.setdefault((run.model_name, *sorted(settings.items())), [])
             if size(row) not in map(size, like):
                 like.append(row)

@@ -33,6 +33,7 @@ FREE = {  # changes neither the model nor what it learns from
 MACHINE = {
     "device": "cpu", "cpu": "Old 1000", "threads": 2, "world_size": 1, "compile": False, "num_cpus": 4,
     "platform": "Linux", "git_revision": "abc", "versions": {"torch": "2.14.0", "numpy": "2.0", "python": "3.11"},
+    "command": ["python", "train_vit_cifar10.py", "--output-dir", "my run"],
 }  # fmt: skip
 
 
@@ -41,7 +42,7 @@ def run_of(**changes: Any) -> dict[str, Any]:
     return {
         "model_name": "VisionTransformer", "model_args": {"depth": 12}, "config": ViTConfig(**changes).to_dict(),
         "extended_from": [], "data": {"class_names": ["a", "b"], "mean": [0.5] * 3}, "split": "test",
-        "precision": "float32",
+        "precision": "float32", "machine": MACHINE,
     }  # fmt: skip
 
 
@@ -80,11 +81,16 @@ def test_a_resumed_run_may_differ_in_what_it_does_not_learn_from_and_in_nothing_
     else:
         assert f"{name} was {saved['config'][name]}, is {now['config'][name]}" in line
         assert line.count(" was ") == 1
+        assert line.endswith("with the rest of the longer schedule" if name == "num_epochs" else "another --output-dir")
 
 
 def test_all_differences_are_listed():
     line = refusal(run_of(), run_of(seed=7, depth=6, cache=False))
-    assert line == "--resume goes on with the settings that the run began with: seed was 42, is 7; depth was 12, is 6"
+    assert line == (
+        "--resume goes on with the settings that the run began with: seed was 42, is 7; depth was 12, is 6. Give those "
+        "of before (its last command: python train_vit_cifar10.py --output-dir 'my run'), or start a new run in "
+        "another --output-dir"
+    )
 
 
 @pytest.mark.parametrize("extend", [False, True])
@@ -137,6 +143,7 @@ def test_more_epochs_are_refused_with_the_flag_that_helps_and_fewer_without():
     assert "num_epochs was 100, is 50" in line
     assert "--extend" not in line
     assert "--extend" not in refusal(run_of(), run_of(seed=7))
+    assert "--extend" not in refusal(run_of(), run_of(num_epochs=150, seed=7))  # it would be refused for the seed
 
 
 @pytest.mark.parametrize(

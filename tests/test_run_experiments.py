@@ -23,9 +23,10 @@ import run_experiments
 from config_experiments import SUITES, Experiment
 from config_vit_cifar10 import ViTConfig
 from run_experiments import SuiteConfig, advice, main, passes, plan, refuse_other_images, work_of
+from training.console import TrainProgress
 from training.data import Dataset
 from training.errors import RunError, UsageError
-from training.history import new_history
+from training.history import new_history, write_json
 
 ROOT = Path(__file__).parents[1]
 TINY = "train_vit_cifar10.py --preset demo --depth 1 --embed-dim 24 --batch-size 16 --warmup-epochs 0"
@@ -186,6 +187,60 @@ def test_a_run_of_other_images_is_not_taken_for_finished(suite):
             refuse_other_images([job], dataset)
 
 
+def test_a_run_that_was_extended_or_has_another_precision_than_asked_for_is_another_run(suite, monkeypatch):
+    monkeypatch.setitem(SUITES, "recipe", {"plain": Experiment(f"{TINY} --precision fp32")})
+    [job] = plan(suite, 128)
+    job.folder.mkdir(parents=True)
+    config = job.config.to_dict()
+    write_json(job.folder / "config.json", {"config": config, "extended_from": []})
+    assert not job.finished
+    write_json(job.folder / "config.json", {"config": config, "extended_from": [1]})
+    with pytest.raises(UsageError, match=r"plain.seed-1 holds another run \(it was extended"):
+        _ = job.finished
+    write_json(job.folder / "config.json", {"config": config | {"precision": "bf16"}})
+    with pytest.raises(UsageError, match=r"holds another run \(precision is bf16 there and fp32 here\)"):
+        _ = job.finished
+    assert not replace(job, config=replace(job.config, precision="auto")).finished
+
+
+def test_two_precisions_are_two_experiments(suite, monkeypatch):
+    experiments = {name: Experiment(f"{TINY} --precision {name}") for name in ("fp32", "bf16")}
+    monkeypatch.setitem(SUITES, "recipe", experiments)
+    assert [job.name for job in plan(suite, 128)] == ["fp32", "bf16"]
+
+
+@pytest.mark.parametrize(("given", "threads"), [(None, 4), ("", 4), ("0", 4), ("many", 4), ("1", 1), ("16", 16)])
+def test_a_run_has_its_share_of_the_cores_or_the_threads_that_the_environment_says(monkeypatch, given, threads):
+    monkeypatch.setattr(run_experiments, "num_cpus", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert SuiteConfig("recipe", parallel=2).threads == threads
+
+
+def test_a_run_that_was_killed_is_said_to_be(suite):
+    [job, *_] = plan(suite, 128)
+    job.folder.mkdir(parents=True)
+    job.log.write_text("  Batch [100/766] | Loss: 2.3\n")
+    ends = [replace(job, process=SimpleNamespace(returncode=code)).outcome() for code in (-9, -11, 3)]
+    assert "ended by SIGKILL (out of memory? a smaller --parallel needs less): Batch" in ends[0]
+    assert "ended by SIGSEGV: " in ends[1]
+    assert "exit code 3: " in ends[2]
+
+
+def test_a_slow_run_is_measured_by_what_it_says(suite, capsys, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    progress = TrainProgress(num_batches=200, num_images=200, epochs_left=1)
+    for batch in range(1, 21):
+        now += 2.5
+        progress.update(batch, 1, loss=2.0, acc=25.0, lr=0.0001)
+    [job, *_] = plan(suite, 128)
+    job.folder.mkdir(parents=True)
+    job.log.write_text(capsys.readouterr().out)
+    assert replace(job, process=SimpleNamespace(poll=lambda: None)).first_speed() == 0.4
+
+
 def test_a_run_that_could_not_save_its_last_weights_has_failed(suite):
     [job, *_] = plan(replace(suite, val_size=0), 128)
     job.folder.mkdir(parents=True)
@@ -245,7 +300,7 @@ def test_a_failed_run_is_reported_and_the_others_go_on(suite, forked, capsys):
     suite.folder.mkdir(parents=True)
     (suite.folder / "plain").mkdir()
     (suite.folder / "plain" / "seed-1").write_text("in the way")
-    with pytest.raises(RunError, match=r"1 of 2 runs failed: .*seed-1$"):
+    with pytest.raises(RunError, match=r"1 of 2 runs failed: .*seed-1\. Remove a folder"):
         main(suite)
     out = capsys.readouterr().out
     [failure] = [line for line in out.splitlines() if line.startswith("FAILED")]
@@ -268,7 +323,7 @@ def test_a_run_that_cannot_be_started_is_a_failed_one_and_no_work_that_is_left(
     monkeypatch.setattr(run_experiments, "tqdm", Bar)
     (suite.folder / in_the_way).parent.mkdir(parents=True)
     (suite.folder / in_the_way).write_text("in the way")
-    with pytest.raises(RunError, match=r"1 of 2 runs failed: .*plain.seed-1$"):
+    with pytest.raises(RunError, match=r"1 of 2 runs failed: .*plain.seed-1\. "):
         main(suite)
     out = capsys.readouterr().out
     [failure] = [line for line in out.splitlines() if line.startswith("FAILED")]

@@ -92,7 +92,8 @@ class TrainProgress:
             rate = self.timed_images / (time.perf_counter() - self.started)
             left = format_time((self.images_left - self.images_done) / rate)
             epochs = "1 epoch" if self.epochs_left == 1 else f"{self.epochs_left} epochs"
-            tqdm.write(f"  {rate:.0f} images/s: about {left} for the training steps of {epochs}", sys.stdout)
+            speed = f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
+            tqdm.write(f"  {speed} images/s: about {left} for the training steps of {epochs}", sys.stdout)
             sys.stdout.flush()
             self.epochs_left = 0
 

@@ -73,8 +73,10 @@ def select_compile(
         why = "a long run gets faster by it" if before is None else "as the run began"
         if before is False:
             return False, f"no: {why}"
-        if before is None and (device.type != "cpu" or dtype != torch.bfloat16):
-            return False, "no: found faster in bf16 on a CPU only; try --compile"
+        if before is None and device.type != "cpu":
+            return False, f"no: not measured on a {device.type}; try --compile"
+        if before is None and dtype != torch.bfloat16:
+            return False, "no: in fp32 a CPU gains nothing by it"
         num_cores = distributed.max_over_ranks(min(2, distributed.num_cpus()))
         if before is None and work < SECONDS_THAT_PAY * FLOPS_PER_CORE * num_cores:
             return False, "no: it takes a minute, too long for a run this short"

@@ -20,6 +20,12 @@ ROOT = Path(__file__).parents[1]
 LOOK_EVERY = 0.5  # seconds between looks at a run
 
 
+def what_counts(config: Any) -> dict[str, Any]:
+    """The settings that tell a run from others: what it is and learns from, and a precision that was asked for."""
+    free = FREE_ON_RESUME if config.precision == "auto" else set(FREE_ON_RESUME) - {"precision"}
+    return {name: value for name, value in config.to_dict().items() if name not in free}
+
+
 @dataclass
 class Job:
     """One run: a script, its flags, the settings that they make, and its folder. Its console goes to `log`."""
@@ -53,15 +59,18 @@ class Job:
         UsageError where it holds a run of other settings.
         """
         try:
-            saved = json.loads((self.folder / "config.json").read_text())["config"]
-            saved = {**type(self.config)().to_dict(), **saved}  # a setting that it does not know had its default
+            about = json.loads((self.folder / "config.json").read_text())
+            saved = {**type(self.config)().to_dict(), **about["config"]}  # one that it does not know had its default
         except (OSError, ValueError, KeyError, TypeError):
             return False
-        planned = self.config.to_dict()
-        other = [name for name in planned if name not in FREE_ON_RESUME and saved[name] != planned[name]]
-        if other:
-            changes = ", ".join(f"{name} is {saved[name]} there and {planned[name]} here" for name in other)
-            raise UsageError(f"{self.folder} holds another run ({changes}): choose another --output-dir")
+        planned = what_counts(self.config)
+        changes = [
+            f"{name} is {saved[name]} there and {value} here" for name, value in planned.items() if saved[name] != value
+        ]
+        if about.get("extended_from"):
+            changes.append("it was extended, so its learning rates are others")
+        if changes:
+            raise UsageError(f"{self.folder} holds another run ({', '.join(changes)}): choose another --output-dir")
         tested = not self.config.val_size or (self.folder / "test_result.json").exists()
         return self.epochs_done == self.config.num_epochs and tested
 
@@ -101,7 +110,10 @@ class Job:
         """What became of it, in a line."""
         code = self.process.returncode if self.process else 0
         if self.failed:
-            return f"FAILED {self.name} in {self.folder}, exit code {code}: {self.last_line()}; see {self.log}"
+            how = f"exit code {code}" if code >= 0 else f"ended by {signal.Signals(-code).name}"
+            if code == -signal.SIGKILL:  # as the system does where the memory runs out
+                how += " (out of memory? a smaller --parallel needs less)"
+            return f"FAILED {self.name} in {self.folder}, {how}: {self.last_line()}; see {self.log}"
         records: dict[str, Any] = history.read(self.folder / "training_history.json") or {}
         split = history.monitored_split(records)
         return f"done {self.folder}: best {split} accuracy {max(records[f'{split}_acc']):.2f}%"
@@ -115,7 +127,7 @@ class Job:
         """Wait until its first steps are timed, or it has ended. Returns images a second; RunError if it failed."""
         while True:
             ended = self.ended()
-            if found := re.search(r"(\d+) images/s: about", self.log.read_text(errors="replace")):
+            if found := re.search(r"(\S+) images/s: about", self.log.read_text(errors="replace")):
                 return float(found[1])
             records = history.read(self.folder / "training_history.json")
             if records and records["epoch"]:  # the first epoch was too short to be timed so

@@ -89,15 +89,16 @@ def refuse_other_settings(saved: dict[str, Any], config: Any, extend: bool) -> N
         raise UsageError(f"--extend needs more than the {before['num_epochs']} epochs of the run: give --num-epochs")
     free = [*FREE_ON_RESUME, *["num_epochs", "small_images_share"] * extend]
     changed = [name for name in now if name not in free and before[name] != now[name]]
-    advice = ""
-    if now["num_epochs"] > before["num_epochs"] and not extend:
+    command = shlex.join(saved["machine"]["command"])
+    advice = f"Give those of before (its last command: {command}), or start a new run in another --output-dir"
+    if changed == ["num_epochs"] and now["num_epochs"] > before["num_epochs"]:
         advice = (
-            ". A run of more epochs has other learning rates: start it anew, or give "
-            "--extend to go on from here with the rest of the longer schedule"
+            "A run of more epochs has other learning rates: start it anew, or give --extend to go on from here with "
+            "the rest of the longer schedule"
         )
     if changed:
         other = "; ".join(f"{name} was {before[name]}, is {now[name]}" for name in changed)
-        raise UsageError(f"{OTHER_RUN}: {other}{advice}")
+        raise UsageError(f"{OTHER_RUN}: {other}. {advice}")
 
 
 def refuse_other_run(saved: dict[str, Any], metadata: dict[str, Any], create_model: Callable[..., nn.Module]) -> None:

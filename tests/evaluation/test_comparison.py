@@ -292,6 +292,7 @@ def test_a_run_of_other_data_or_another_split_is_refused_and_named(tmp_path, cha
     with pytest.raises(UsageError, match=rf"other can't be compared with .*: it {reason}.*; leave it out") as refusal:
         require_comparable(read(*folders))
     assert len(str(refusal.value).splitlines()) == 1
+    assert ("--val-size" in str(refusal.value)) == ("split" in change)
 
 
 def test_every_run_that_is_unlike_the_most_is_named_with_its_reason(tmp_path):

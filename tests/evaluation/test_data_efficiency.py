@@ -46,6 +46,15 @@ def test_other_models_settings_and_unfinished_runs_have_lines_of_their_own_or_no
     assert lines == [DataLine("resnet", "epochs", [(500, 60, 0), (1000, 80, 0)])]
 
 
+def test_a_run_without_warmup_is_in_no_line_of_runs_with_one(tmp_path):
+    counts = {1000: 0.2, 500: 0.0}
+    folders = [
+        write_run(tmp_path / f"{n}", [60.0], data={"num_train_images": n}, max_train_images=n, warmup_epochs=warmup)
+        for n, warmup in counts.items()
+    ]
+    assert lines_of(*folders) == []
+
+
 def test_runs_on_the_same_images_make_no_line_and_a_repetition_has_the_place_of_the_first(tmp_path):
     one, repeated = write(tmp_path / "one", 1000, 2, 50.0), write(tmp_path / "repeated", 1000, 2, 52.0)
     assert lines_of(one, repeated) == []

@@ -92,7 +92,7 @@ def find_classes(folder: Path) -> list[str]:
     except OSError as error:
         raise RunError(
             f"can't read the folder {folder} ({error.strerror}): --data-dir must hold train/<class>/ and test/<class>/ "
-            "with pictures"
+            "with pictures; or name another --dataset"
         ) from None
     for name in names:
         try:
