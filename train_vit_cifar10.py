@@ -130,7 +130,8 @@ def print_ready(
     hardware = f"{cpu_name()}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
     if distributed.world_size() > 1:
         hardware = f"{distributed.world_size()} processes of {hardware}"
-    schedule = f"{config.num_epochs} epochs ({config.warmup:g} of them to warm up) of {len(train_loader)} steps"
+    small = f", {config.small_epochs} with images of half the size" if config.small_images_share else ""
+    schedule = f"{config.num_epochs} epochs ({config.warmup:g} of them to warm up{small}) of {len(train_loader)} steps"
     print(
         f"Model     {metadata['model_name']}: {num_parameters:,} parameters, "
         f"{metadata['flops'] / 1e9:.3g} GFLOP an image (forward and backward)\n"

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
+import torch
 
 from config_vit_cifar10 import ViTConfig
 from training.cli import parse_training_command
@@ -102,6 +105,10 @@ def test_a_switch_of_the_preset_can_be_switched_back():
             "--rel-pos-lr-scale 30 --pos-embed relative --init-from x",
         ),
         ("--layer-decay 0.5 --freeze-backbone --init-from x", "--layer-decay 0.5 --init-from x"),
+        (
+            "--muon-learning-rate 0.01 --optimizer muon --freeze-backbone --init-from x",
+            "--muon-learning-rate 0.01 --optimizer muon --init-from x",
+        ),
     ],
 )
 def test_a_flag_that_would_do_nothing_is_refused_but_for_a_run_that_began_with_it(idle, used):
@@ -233,6 +240,17 @@ def test_a_sigterm_that_comes_while_an_error_is_being_said_changes_nothing(monke
 def test_an_error_of_the_program_itself_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError), exit_codes():
         _ = 1 / 0
+    with pytest.raises(RuntimeError), exit_codes():
+        _ = torch.ones(2, 3) @ torch.ones(2, 3)
+
+
+@pytest.mark.parametrize("empty", [torch.empty, np.empty], ids=["torch", "numpy"])
+def test_a_computer_without_the_memory_ends_a_script_with_one_line(empty, capsys):
+    with pytest.raises(SystemExit) as stop, exit_codes():
+        empty(2**46)
+    assert stop.value.code == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"error: out of memory \(.+\)\. Smaller batches, images or models need less\n", said)
 
 
 def test_a_reader_that_leaves_ends_a_script_without_a_traceback():

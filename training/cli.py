@@ -55,15 +55,19 @@ def parse_training_command(config_class: Any, description: str, args: Sequence[s
 
 def refuse_idle(config: Any, default: Any) -> None:
     """UsageError for a flag that has no use without another one; a value that the preset has may be idle."""
+    trained = not getattr(config, "freeze_backbone", False)
     uses = {
-        "muon_learning_rate": (config.optimizer == "muon", "--optimizer muon"),
+        "muon_learning_rate": (
+            config.optimizer == "muon" and trained,
+            "--optimizer muon" if trained else "a backbone that is trained",
+        ),
         "randaugment_magnitude": (config.augment_policy == "randaugment", "--augment-policy randaugment"),
         "mix_probability": (config.mixup_alpha or config.cutmix_alpha, "--mixup-alpha or --cutmix-alpha"),
         "rel_pos_lr_scale": (
-            getattr(config, "pos_embed", "") == "relative" and not getattr(config, "freeze_backbone", False),
+            getattr(config, "pos_embed", "") == "relative" and trained,
             "relative positions that are trained",
         ),
-        "layer_decay": (not getattr(config, "freeze_backbone", False), "a backbone that is trained"),
+        "layer_decay": (trained, "a backbone that is trained"),
     }
     for name, (is_used, other) in uses.items():
         value = getattr(config, name, None)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -61,6 +62,12 @@ def exit_codes(advice: str = "") -> Iterator[None]:
         if first_here or not isinstance(error, PeerError | UsageError):  # these one process says for all of a machine
             print(f"{f'process {rank}: ' if rank else ''}error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate memory", str(error)):
+            raise
+        said = f"out of memory ({first_line(error)}). Smaller batches, images or models need less"
+        print(f"error: {said}", file=sys.stderr)
+        sys.exit(1)
     except BrokenPipeError:  # the reader of the output is gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)

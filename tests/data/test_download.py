@@ -339,7 +339,10 @@ def test_without_a_network_one_line_names_the_ways_out(cifar, closed_url, folder
 
 @pytest.mark.parametrize("url", ["no-url", "http://no host/", "http://127.0.0.1:port/", Path(__file__).as_uri()])
 def test_an_invalid_address_is_one_line_too(folder, url):
-    assert url in error_of(folder, url)
+    said = error_of(folder, url)
+    assert url in said
+    assert ("is no web address" in said) != url.startswith("http")
+    assert folder.exists() == url.startswith("http")
 
 
 @pytest.mark.parametrize("way", ["path", "link"])

@@ -116,6 +116,18 @@ def link_to_nowhere(root: Path) -> Path:
     return path
 
 
+def loop(root: Path) -> Path:
+    path = root / "train" / "red" / "all"
+    path.symlink_to(path.parent, target_is_directory=True)
+    return path
+
+
+def other_class(root: Path) -> Path:
+    path = root / "train" / "red" / "more"
+    path.symlink_to(root / "train" / "grey", target_is_directory=True)
+    return path
+
+
 def damaged(name: str, content: bytes):
     def damage(root: Path) -> Path:
         path = root / "train" / "red" / name
@@ -142,6 +154,8 @@ def encoded(image_format: str, **arguments) -> bytes:
         no_class,
         single_class,
         link_to_nowhere,
+        loop,
+        other_class,
         damaged("text.jpg", b"no picture"),
         damaged("empty.png", b""),
         damaged("half.png", encoded("PNG")[:1000]),
@@ -156,6 +170,8 @@ def encoded(image_format: str, **arguments) -> bytes:
         "no class",
         "single class",
         "link",
+        "loop",
+        "other class",
         "text",
         "empty",
         "png",

@@ -3,6 +3,7 @@
 import errno
 import http.client
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ def download(url: str, path: Path, md5: str) -> None:
 
     RunError for an address that does not answer, an answer that is cut short, and a file of another md5 (removed).
     """
+    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+        raise RunError(f"{url} is no web address: it begins with http:// or https://")
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
@@ -68,7 +71,7 @@ def download_rest(url: str, partial: Path) -> None:
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and start:  # all is here, or of another file
             return
         raise RunError(f"{url} answers {error.code} {error.reason}") from None
-    except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:  # file:// is an AttributeError
+    except (OSError, http.client.HTTPException, ValueError) as error:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise RunError(f"can't write {partial}: {error}") from None
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,16 @@ def find_samples(root: Path) -> tuple[dict[str, list[tuple[str, int]]], list[str
             samples[split] = make_dataset(root / split, labels, is_valid_file=is_picture)  # in torchvision's order
         except FileNotFoundError as error:  # a class without pictures
             raise RunError(f"{root / split}: {first_line(error)} Pictures are *{', *'.join(EXTENSIONS)}") from None
+        refuse_linked_twice(path for path, _ in samples[split])
     return samples, class_names, +left_out
+
+
+def refuse_linked_twice(paths: Iterable[str]) -> None:
+    """RunError where links lead to a folder of the paths twice, or for ever: its pictures would count so often."""
+    known: dict[str, str] = {}
+    for folder in sorted({os.path.dirname(path) for path in paths}, key=len):
+        if (first := known.setdefault(os.path.realpath(folder), folder)) != folder:
+            raise RunError(f"{folder} and {first} are the same folder: remove the link")
 
 
 def find_classes(folder: Path) -> list[str]:
