@@ -64,7 +64,7 @@ class SuiteConfig:
     seeds: int = 1
     """run each experiment with the seeds 1, 2, ... up to this one"""
     parallel: int = 1
-    """runs side by side, each with its share of the cores"""
+    """runs side by side, each with its share of the cores, or with OMP_NUM_THREADS threads"""
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
     """train nothing: measure each experiment's speed for a moment, print the plan and its time"""
     dataset: DatasetName = "cifar10"

@@ -33,7 +33,7 @@ FREE = {  # changes neither the model nor what it learns from
 MACHINE = {
     "device": "cpu", "cpu": "Old 1000", "threads": 2, "world_size": 1, "compile": False, "num_cpus": 4,
     "platform": "Linux", "git_revision": "abc", "versions": {"torch": "2.14.0", "numpy": "2.0", "python": "3.11"},
-    "command": ["python", "train_vit_cifar10.py", "--output-dir", "my run"],
+    "command": ["python", "train_vit_cifar10.py", "--output-dir", "my run", "--overwrite"],
 }  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def test_all_differences_are_listed():
     line = refusal(run_of(), run_of(seed=7, depth=6, cache=False))
     assert line == (
         "--resume goes on with the settings that the run began with: seed was 42, is 7; depth was 12, is 6. Give those "
-        "of before (its last command: python train_vit_cifar10.py --output-dir 'my run'), or start a new run in "
+        "of before (its command: python train_vit_cifar10.py --output-dir 'my run'), or start a new run in "
         "another --output-dir"
     )
 

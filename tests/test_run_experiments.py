@@ -223,7 +223,7 @@ def test_a_run_that_was_killed_is_said_to_be(suite):
     job.folder.mkdir(parents=True)
     job.log.write_text("  Batch [100/766] | Loss: 2.3\n")
     ends = [replace(job, process=SimpleNamespace(returncode=code)).outcome() for code in (-9, -11, 3)]
-    assert "ended by SIGKILL (out of memory? a smaller --parallel needs less): Batch" in ends[0]
+    assert "ended by SIGKILL (out of memory? fewer runs side by side need less): Batch" in ends[0]
     assert "ended by SIGSEGV: " in ends[1]
     assert "exit code 3: " in ends[2]
 
@@ -238,7 +238,7 @@ def test_a_slow_run_is_measured_by_what_it_says(suite, capsys, monkeypatch):
     [job, *_] = plan(suite, 128)
     job.folder.mkdir(parents=True)
     job.log.write_text(capsys.readouterr().out)
-    assert replace(job, process=SimpleNamespace(poll=lambda: None)).first_speed() == 0.4
+    assert replace(job, process=SimpleNamespace(poll=lambda: 0)).first_speed() == 0.4
 
 
 def test_a_run_that_could_not_save_its_last_weights_has_failed(suite):

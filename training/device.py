@@ -76,7 +76,7 @@ def select_compile(
         if before is None and device.type != "cpu":
             return False, f"no: not measured on a {device.type}; try --compile"
         if before is None and dtype != torch.bfloat16:
-            return False, "no: in fp32 a CPU gains nothing by it"
+            return False, "no: in fp32 no gain was measured on a CPU; --compile tries it"
         num_cores = distributed.max_over_ranks(min(2, distributed.num_cpus()))
         if before is None and work < SECONDS_THAT_PAY * FLOPS_PER_CORE * num_cores:
             return False, "no: it takes a minute, too long for a run this short"

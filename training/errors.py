@@ -66,7 +66,7 @@ def exit_codes(advice: str = "") -> Iterator[None]:
         if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate memory", str(error)):
             raise
         said = f"out of memory ({first_line(error)}). Smaller batches, images or models need less"
-        print(f"error: {said}", file=sys.stderr)
+        print(f"{f'process {rank}: ' if rank else ''}error: {said}", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:  # the reader of the output is gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -112,7 +112,7 @@ class Job:
         if self.failed:
             how = f"exit code {code}" if code >= 0 else f"ended by {signal.Signals(-code).name}"
             if code == -signal.SIGKILL:  # as the system does where the memory runs out
-                how += " (out of memory? a smaller --parallel needs less)"
+                how += " (out of memory? fewer runs side by side need less)"
             return f"FAILED {self.name} in {self.folder}, {how}: {self.last_line()}; see {self.log}"
         records: dict[str, Any] = history.read(self.folder / "training_history.json") or {}
         split = history.monitored_split(records)

@@ -89,8 +89,8 @@ def refuse_other_settings(saved: dict[str, Any], config: Any, extend: bool) -> N
         raise UsageError(f"--extend needs more than the {before['num_epochs']} epochs of the run: give --num-epochs")
     free = [*FREE_ON_RESUME, *["num_epochs", "small_images_share"] * extend]
     changed = [name for name in now if name not in free and before[name] != now[name]]
-    command = shlex.join(saved["machine"]["command"])
-    advice = f"Give those of before (its last command: {command}), or start a new run in another --output-dir"
+    command = shlex.join(without_start(saved["machine"]["command"]))
+    advice = f"Give those of before (its command: {command}), or start a new run in another --output-dir"
     if changed == ["num_epochs"] and now["num_epochs"] > before["num_epochs"]:
         advice = (
             "A run of more epochs has other learning rates: start it anew, or give --extend to go on from here with "
@@ -174,8 +174,12 @@ def resume_command(argv: list[str]) -> str:
     """The command that goes on with the run that `argv` began."""
     if distributed.under_torchrun():
         return f"the same torchrun command with --resume{' in place of --overwrite' * ('--overwrite' in argv)}"
-    others = [word for word in argv if word not in ("--resume", "--overwrite", "--extend")]
-    return python_command([*others, "--resume"])
+    return python_command([*without_start(argv), "--resume"])
+
+
+def without_start(argv: list[str]) -> list[str]:
+    """The command line without the flags that say how a run starts."""
+    return [word for word in argv if word not in ("--resume", "--overwrite", "--extend")]
 
 
 def python_command(argv: list[str]) -> str:

@@ -337,7 +337,9 @@ def test_without_a_network_one_line_names_the_ways_out(cifar, closed_url, folder
     assert names_in(folder) == set()
 
 
-@pytest.mark.parametrize("url", ["no-url", "http://no host/", "http://127.0.0.1:port/", Path(__file__).as_uri()])
+@pytest.mark.parametrize(
+    "url", ["no-url", "http://no host/", "http://[::1/", "http://127.0.0.1:port/", Path(__file__).as_uri()]
+)
 def test_an_invalid_address_is_one_line_too(folder, url):
     said = error_of(folder, url)
     assert url in said

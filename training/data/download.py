@@ -3,7 +3,6 @@
 import errno
 import http.client
 import urllib.error
-import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,8 +23,8 @@ def download(url: str, path: Path, md5: str) -> None:
 
     RunError for an address that does not answer, an answer that is cut short, and a file of another md5 (removed).
     """
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise RunError(f"{url} is no web address: it begins with http:// or https://")
+    if not url.lower().startswith(("http://", "https://")):
+        raise RunError(f"{url} is no web address: one begins with http:// or https://")
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:

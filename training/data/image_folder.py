@@ -89,7 +89,7 @@ def find_samples(root: Path) -> tuple[dict[str, list[tuple[str, int]]], list[str
 def refuse_linked_twice(paths: Iterable[str]) -> None:
     """RunError where links lead to a folder of the paths twice, or for ever: its pictures would count so often."""
     known: dict[str, str] = {}
-    for folder in sorted({os.path.dirname(path) for path in paths}, key=len):
+    for folder in sorted({os.path.dirname(path) for path in paths}, key=lambda folder: (len(folder), folder)):
         if (first := known.setdefault(os.path.realpath(folder), folder)) != folder:
             raise RunError(f"{folder} and {first} are the same folder: remove the link")
 
