@@ -152,10 +152,13 @@ def test_only_full_batches_of_more_than_one_image_are_compiled(monkeypatch):
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2**-6)])
-def test_a_compiled_model_has_the_same_dropout_logits_and_gradients(dtype, tolerance):
+@pytest.mark.parametrize(
+    ("pos_embed", "dtype", "tolerance"),
+    [("learn", torch.float32, 1e-5), ("relative", torch.float32, 1e-5), ("learn", torch.bfloat16, 2**-6)],
+)
+def test_a_compiled_model_has_the_same_dropout_logits_and_gradients(pos_embed, dtype, tolerance):
     torch.manual_seed(0)
-    model = VisionTransformer(img_size=16, embed_dim=48, depth=2, dropout=0.1)
+    model = VisionTransformer(img_size=16, embed_dim=48, depth=2, dropout=0.1, pos_embed=pos_embed)
     images, results = torch.randn(6, 3, 16, 16), []
     for step_model in (model, device.Compiled(model, len(images), CPU)):
         torch.manual_seed(1)
