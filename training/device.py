@@ -130,14 +130,14 @@ def compile_errors() -> Iterator[None]:
         ) from None
 
 
-@torch.library.custom_op("vit_cifar10::copy", mutates_args=())
-def copy(x: Tensor) -> Tensor:
+@torch.library.custom_op("vit_cifar10::contiguous_copy", mutates_args=())
+def contiguous_copy(x: Tensor) -> Tensor:
     """x again, row by row in memory. torch.compile can't look into it, so it computes x once, for all who read it."""
     return x.clone(memory_format=torch.contiguous_format)
 
 
-copy.register_fake(lambda x: torch.empty_like(x, memory_format=torch.contiguous_format))
-copy.register_autograd(lambda _, gradient: gradient)
+contiguous_copy.register_fake(lambda x: torch.empty_like(x, memory_format=torch.contiguous_format))
+contiguous_copy.register_autograd(lambda _, gradient: gradient)
 
 
 class Compiled(nn.Module):
@@ -152,7 +152,7 @@ class Compiled(nn.Module):
         on_cpu: Any = {"fallback_random": True} if device.type == "cpu" else None
         for module in model.modules():
             if isinstance(module, RelPosBias):  # otherwise looked up anew for each image, number by number
-                module.register_forward_hook(lambda _, inputs, bias: copy(bias))
+                module.register_forward_hook(lambda _, inputs, bias: contiguous_copy(bias))
         self.model, self.batch_size = model, batch_size
         self.compiled = torch.compile(model, dynamic=False, options=on_cpu)
 
