@@ -151,6 +151,15 @@ def test_only_full_batches_of_more_than_one_image_are_compiled(monkeypatch):
         assert [n for n in range(6) if isinstance(step_model(torch.ones(n, 2)), str)] == compiled
 
 
+def test_each_blocks_relative_positions_are_looked_up_apart_from_what_is_compiled(monkeypatch):
+    copied = []
+    monkeypatch.setattr(torch, "compile", lambda model, **options: model)
+    monkeypatch.setattr(device, "contiguous_copy", lambda bias: copied.append(bias.shape) or bias)
+    model = VisionTransformer(img_size=16, embed_dim=24, depth=2, pos_embed="relative", global_pool="avg")
+    device.Compiled(model, 2, CPU)(torch.randn(2, 3, 16, 16))
+    assert copied == [(3, 16, 16)] * 2
+
+
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 @pytest.mark.parametrize(
     ("pos_embed", "dtype", "tolerance"),

@@ -15,7 +15,7 @@ from torch._dynamo.exc import TorchDynamoException  # torch has no public name f
 
 from training import distributed
 from training.errors import RunError, UsageError, first_line
-from vit import RelPosBias
+from training.optim import REL_POS
 
 FLOPS_PER_CORE = 1e11  # floating-point operations a second, roughly, of a CPU core in a training step
 SECONDS_THAT_PAY = 1800  # of training, from which compiling pays: it takes a minute and saves some 7 %
@@ -151,7 +151,7 @@ class Compiled(nn.Module):
         super().__init__()
         on_cpu: Any = {"fallback_random": True} if device.type == "cpu" else None
         for module in model.modules():
-            if isinstance(module, RelPosBias):  # otherwise looked up anew for each image, number by number
+            if hasattr(module, REL_POS):  # without this looked up anew for each image
                 module.register_forward_hook(lambda _, inputs, bias: contiguous_copy(bias))
         self.model, self.batch_size = model, batch_size
         self.compiled = torch.compile(model, dynamic=False, options=on_cpu)
