@@ -2,7 +2,7 @@
 
     python benchmarks/time_to_accuracy.py results/time/*      # results/time_to_accuracy.png and a table
 
-A run's minutes count once for each of its threads. The runs must have been alone on their cores.
+A run's minutes count once for each of its threads. Work beside a run on its core counts too.
 """
 
 import sys

@@ -128,6 +128,14 @@ def other_class(root: Path) -> Path:
     return path
 
 
+def training_images_as_test(root: Path) -> Path:
+    path = root / "test" / "red"
+    (path / "1.png").unlink()
+    path.rmdir()
+    path.symlink_to(root / "train" / "red", target_is_directory=True)
+    return path
+
+
 def damaged(name: str, content: bytes):
     def damage(root: Path) -> Path:
         path = root / "train" / "red" / name
@@ -156,6 +164,7 @@ def encoded(image_format: str, **arguments) -> bytes:
         link_to_nowhere,
         loop,
         other_class,
+        training_images_as_test,
         damaged("text.jpg", b"no picture"),
         damaged("empty.png", b""),
         damaged("half.png", encoded("PNG")[:1000]),
@@ -172,6 +181,7 @@ def encoded(image_format: str, **arguments) -> bytes:
         "link",
         "loop",
         "other class",
+        "training images as test",
         "text",
         "empty",
         "png",

@@ -82,12 +82,12 @@ def find_samples(root: Path) -> tuple[dict[str, list[tuple[str, int]]], list[str
             samples[split] = make_dataset(root / split, labels, is_valid_file=is_picture)  # in torchvision's order
         except FileNotFoundError as error:  # a class without pictures
             raise RunError(f"{root / split}: {first_line(error)} Pictures are *{', *'.join(EXTENSIONS)}") from None
-        refuse_linked_twice(path for path, _ in samples[split])
+    refuse_linked_twice(path for pairs in samples.values() for path, _ in pairs)
     return samples, class_names, +left_out
 
 
 def refuse_linked_twice(paths: Iterable[str]) -> None:
-    """RunError where links lead to a folder of the paths twice, or for ever: its pictures would count so often."""
+    """RunError where links lead to a folder of the paths twice, or for ever, or to the other split's pictures."""
     known: dict[str, str] = {}
     for folder in sorted({os.path.dirname(path) for path in paths}, key=lambda folder: (len(folder), folder)):
         if (first := known.setdefault(os.path.realpath(folder), folder)) != folder:
