@@ -240,7 +240,7 @@ class ViTConfig(TrainConfig):
         | {"embed_dim": 96, "depth": 6, "batch_size": 256, "num_epochs": 20, "small_images_share": 0.8},
         "cpu-1h": NEW_RECIPE
         | {"embed_dim": 128, "depth": 6, "num_heads": 4, "batch_size": 256, "num_epochs": 60, "small_images_share": 0.8}
-        | {"auto_augment": True},
+        | {"auto_augment": True, "muon_learning_rate": 0.005},
         "overnight": NEW_RECIPE | LONG_RUN | {"num_epochs": 100, "small_images_share": 0.5},
         "strong": NEW_RECIPE | LONG_RUN,  # the baseline's size and epochs, for a GPU
     }  # fmt: skip
