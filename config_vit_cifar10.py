@@ -234,8 +234,8 @@ class ViTConfig(TrainConfig):
             "dropout": 0.0, "num_epochs": 100, "warmup_epochs": 5, "output_dir": "checkpoints/demo",
         },
         # A recipe of 2026: "python train_vit_cifar10.py --preset cpu-15min". Names are budgets on two cores with bf16.
-        # JPEG test images, 1,000 training images held out: cpu-15min 85.14 ± 0.59 % (3 seeds), 14 min 24 s
-        # (with a linear decay); cpu-1h 88.42 ± 0.29 % (3 seeds), 56 minutes. Others: not run.
+        # JPEG test images, 1,000 training images held out: cpu-15min 85.14 ± 0.59 % (3 seeds), 15 minutes;
+        # cpu-1h 88.42 ± 0.29 % (3 seeds), 56 minutes. Others: not run.
         "cpu-15min": NEW_RECIPE
         | {"embed_dim": 96, "depth": 6, "batch_size": 256, "num_epochs": 20, "small_images_share": 0.8},
         "cpu-1h": NEW_RECIPE
