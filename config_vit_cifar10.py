@@ -154,10 +154,9 @@ class TrainConfig:
         small = round(self.small_images_share * self.num_epochs)
         return small if self.small_images_share == 1 else min(small, self.num_epochs - 1)
 
-    @property
-    def full_epochs(self) -> float:
-        """Epochs of full-size images that cost as much as the run: an image of half the size costs a quarter."""
-        return self.num_epochs - 0.75 * self.small_epochs
+    def full_epochs(self, epochs: int) -> float:
+        """Epochs of full-size images that cost as much as the first `epochs`: one of half the size costs a quarter."""
+        return epochs - 0.75 * min(epochs, self.small_epochs)
 
     @property
     def model_args(self) -> dict[str, Any]:

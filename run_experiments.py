@@ -75,6 +75,8 @@ class SuiteConfig:
     """address to download the official files from; empty: the official address"""
     val_size: int = 1000
     """hold out this many training images to choose the best epoch on, which alone is tested; 0: on the test images"""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """arithmetic of every run: fp32 is on all machines, so runs of several go into one table"""
     output_dir: str = "checkpoints/experiments"
     """folder for the folders of the suites"""
 
@@ -153,6 +155,7 @@ def create_job(config: SuiteConfig, name: str, experiment: Experiment, seed: int
     script, *flags = shlex.split(experiment.command)
     flags += ["--dataset", config.dataset, "--data-dir", config.data_dir, "--val-size", str(config.val_size)]
     flags += [*(["--data-url", config.data_url] if config.data_url else []), "--seed", str(seed)]
+    flags += ["--precision", config.precision] if config.precision != "auto" else []
     if experiment.images != 1 or config.max_train_images:
         flags += ["--max-train-images", str(max(1, round(experiment.images * num_images)))]
     try:
@@ -236,8 +239,8 @@ def stopping(running: list[Job], number: signal.Signals = signal.SIGTERM) -> Ite
 
 
 def passes(config: TrainConfig, num_images: int) -> float:
-    """Images of full size that cost as much as the training: one of half the height and width counts a quarter."""
-    return (config.max_train_images or num_images) * config.full_epochs
+    """Images of full size that cost as much as the training."""
+    return (config.max_train_images or num_images) * config.full_epochs(config.num_epochs)
 
 
 def work_of(job: Job, num_images: int) -> float:
@@ -275,8 +278,7 @@ def measure(config: SuiteConfig, job: Job, beside: int, num_images: int, num_tes
                 copy.start(config.threads)
             speed = sum(copy.first_speed() for copy in copies) / len(copies)
             begun = time.perf_counter() - started
-    if job.config.small_epochs:
-        speed /= 4  # as images of full size
+    speed *= job.config.full_epochs(1)  # as images of full size
     evaluated = job.config.num_epochs * (config.val_size or num_test_images) + (config.val_size and num_test_images)
     return begun + (passes(job.config, num_images) + evaluated / 3) / speed  # the forward pass is a third of a step
 

@@ -203,6 +203,17 @@ def test_a_run_that_was_extended_or_has_another_precision_than_asked_for_is_anot
     assert not replace(job, config=replace(job.config, precision="auto")).finished
 
 
+@pytest.mark.parametrize(("asked", "alike"), [("auto", True), ("fp32", True), ("bf16", False)])
+def test_the_precision_of_a_suite_is_that_of_its_runs_and_counts_as_it_was_computed(suite, asked, alike):
+    [job] = plan(replace(suite, precision=asked, only=("plain",)), 128)
+    assert job.config.precision == asked
+    job.folder.mkdir(parents=True)
+    config = job.config.to_dict() | {"precision": "auto"}
+    write_json(job.folder / "config.json", {"config": config, "precision": "float32"})
+    with nullcontext() if alike else pytest.raises(UsageError, match="precision is fp32 there and bf16 here"):
+        assert not job.finished
+
+
 def test_two_precisions_are_two_experiments(suite, monkeypatch):
     experiments = {name: Experiment(f"{TINY} --precision {name}") for name in ("fp32", "bf16")}
     monkeypatch.setitem(SUITES, "recipe", experiments)

@@ -14,7 +14,7 @@ from typing import Any
 from training import distributed, history
 from training.errors import RunError, UsageError, first_line
 from training.files import create_folder
-from training.provenance import FREE_ON_RESUME
+from training.provenance import FREE_ON_RESUME, PRECISIONS
 
 ROOT = Path(__file__).parents[1]
 LOOK_EVERY = 0.5  # seconds between looks at a run
@@ -48,9 +48,8 @@ class Job:
 
     @property
     def share_done(self) -> float:
-        """The share of the training's arithmetic: an epoch with images of half the size costs a quarter."""
-        done, small = self.epochs_done, self.config.small_epochs
-        return (done - 0.75 * min(done, small)) / self.config.full_epochs
+        """The share of the training's arithmetic that is done."""
+        return self.config.full_epochs(self.epochs_done) / self.config.full_epochs(self.config.num_epochs)
 
     @property
     def finished(self) -> bool:
@@ -63,6 +62,8 @@ class Job:
             saved = {**type(self.config)().to_dict(), **about["config"]}  # one that it does not know had its default
         except (OSError, ValueError, KeyError, TypeError):
             return False
+        if saved["precision"] == "auto":
+            saved["precision"] = PRECISIONS.get(about.get("precision"), "auto")
         planned = what_counts(self.config)
         changes = [
             f"{name} is {saved[name]} there and {value} here" for name, value in planned.items() if saved[name] != value

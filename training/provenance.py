@@ -28,6 +28,8 @@ FREE_ON_RESUME = (
     *("num_workers", "device", "precision", "compile", "tensorboard", "save_minutes", "save_every"),
 )
 
+PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}  # what config.json calls it, and the flag
+
 OTHER_RUN = "--resume goes on with the settings that the run began with"
 
 
@@ -43,7 +45,7 @@ def describe_run(
         "model_args": model_args,
         "num_parameters": count_parameters(create_model, **model_args),
         "flops": flops,  # of an image, forward and backward
-        "work": flops * len(train_loader.images) * config.full_epochs,
+        "work": flops * len(train_loader.images) * config.full_epochs(config.num_epochs),
         "config": config.to_dict(),
         "extended_from": [],  # numbers of epochs that the schedule had before --extend
         "machines_before": [],  # where the run began and went on, if not always on the same machine and threads
@@ -113,7 +115,7 @@ def refuse_other_run(saved: dict[str, Any], metadata: dict[str, Any], create_mod
     names = ("model_name", "model_args", "data", "split", "precision")
     other = [f"{name} is not what it was" for name in names if saved[name] != metadata[name]]
     if saved["precision"] != metadata["precision"]:
-        short = {"bfloat16": "bf16", "float32": "fp32"}[saved["precision"]]
+        short = PRECISIONS[saved["precision"]]
         other[-1] = f"precision was {short} and would be another here: give --precision {short}"
     if other:
         raise UsageError(f"{OTHER_RUN}: {'; '.join(other)}")
