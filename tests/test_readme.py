@@ -99,16 +99,16 @@ def flags(script: Path) -> set[str]:
     return {flag for names in fields(script).values() for flag in names}
 
 
-def test_the_house_table_names_what_is_there():
-    table = README.split("The whole house:")[1].split("## ")[0]
+def test_the_page_of_the_code_names_what_is_there():
+    table = (ROOT / "docs" / "code.md").read_text().split("## Where things are")[1].split("## ")[0]
     named = set(re.findall(r"`([^`]+?)/?`", table))
     missing = top_level() - named
-    assert not missing, f"name them in the README's house table: {sorted(missing)}"
+    assert not missing, f"name them in docs/code.md: {sorted(missing)}"
     rooms = ("training", "training/data", "evaluation", "benchmarks")
     modules = {path.name for room in rooms for path in (ROOT / room).glob("*.py")} - {"__init__.py"}
-    assert modules <= named, f"name them in the README's house table: {sorted(modules - named)}"
+    assert modules <= named, f"name them in docs/code.md: {sorted(modules - named)}"
     gone = {name for name in named if not (ROOT / name).exists()} - modules - {"LOG.md"}
-    assert not gone, f"these are gone, the README's house table has them still: {sorted(gone)}"
+    assert not gone, f"these are gone, docs/code.md has them still: {sorted(gone)}"
 
 
 def top_level() -> set[str]:

@@ -70,8 +70,10 @@ READERS: dict[str, Callable[[Path, int, str, bool], Dataset]] = {  # of (root, i
 def resize(images: Tensor, img_size: int) -> Tensor:
     if images.shape[-1] == img_size:
         return images
-    chunks = images.split(chunk_size(images))
-    return torch.cat([tv.resize(chunk, [img_size, img_size], antialias=True) for chunk in chunks])
+    size, resized = chunk_size(images), images.new_empty(*images.shape[:2], img_size, img_size)
+    for chunk, place in zip(images.split(size), resized.split(size), strict=True):
+        place.copy_(tv.resize(chunk, [img_size, img_size], antialias=True))
+    return resized
 
 
 def stratified_order(labels: Tensor, seed: int) -> Tensor:

@@ -70,8 +70,7 @@ class ImageLoader:
         self.images, self.labels = images.to(device), labels.to(device)
         self.batch_size = batch_size
         self.shuffle_seed = shuffle_seed
-        self.augmentation = augmentation
-        self.mixing = mixing
+        self.augmentation, self.mixing = augmentation, mixing
         self.small_epochs = small_epochs
         self.num_workers = num_workers
         self.rank, self.world_size = rank, world_size
