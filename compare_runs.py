@@ -9,10 +9,9 @@ on the same images, it also tests the difference.
 """
 
 if __name__ == "__main__":  # Ctrl-C while torch is being imported ends the script without a traceback
-    import signal
+    from training.errors import end_at_interrupt
 
-    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # not where it is ignored, as under nohup
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    end_at_interrupt()
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,9 @@ from typing import Any
 import tyro
 
 from evaluation import comparable, comparison
-from evaluation.comparison import RunRecord
 from evaluation.console import print_difference
 from evaluation.data_efficiency import data_lines
+from evaluation.run_record import RunRecord, read_run
 from training.cli import parse
 from training.console import print_warning
 from training.errors import RunError, UsageError, exit_codes
@@ -68,7 +67,7 @@ def read_runs(folders: tuple[str, ...]) -> tuple[list[RunRecord], list[str]]:
     records, problems = [], []
     for folder in {Path(folder).resolve(): Path(folder) for folder in folders}.values():
         try:
-            records.append(comparison.read_run(folder))
+            records.append(read_run(folder))
         except RunError as error:
             problems.append(str(error))
     return records, problems

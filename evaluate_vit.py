@@ -13,10 +13,9 @@ cores.
 """
 
 if __name__ == "__main__":  # Ctrl-C while torch is being imported ends the script without a traceback
-    import signal
+    from training.errors import end_at_interrupt
 
-    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # not where it is ignored, as under nohup
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    end_at_interrupt()
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -10,10 +10,9 @@ and compared with the model before it gets its name. docs/weights.md shows how t
 """
 
 if __name__ == "__main__":  # Ctrl-C while torch is being imported ends the script without a traceback
-    import signal
+    from training.errors import end_at_interrupt
 
-    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    end_at_interrupt()
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -10,10 +10,9 @@ are kept, interrupted ones resumed. `--parallel 2` gives each of two runs half o
 """
 
 if __name__ == "__main__":  # Ctrl-C while torch is being imported ends the script without a traceback
-    import signal
+    from training.errors import end_at_interrupt
 
-    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    end_at_interrupt()
 
 import os
 import shlex

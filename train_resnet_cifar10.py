@@ -7,10 +7,9 @@ The files of the run go to checkpoints/resnet18_cifar10; evaluate_vit.py takes i
 """
 
 if __name__ == "__main__":  # Ctrl-C while torch is being imported ends the script without a traceback
-    import signal
+    from training.errors import end_at_interrupt
 
-    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    end_at_interrupt()
 
 import sys
 from dataclasses import dataclass

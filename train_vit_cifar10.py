@@ -9,10 +9,9 @@ The files of the run go to checkpoints/vit_tiny_cifar10; `python evaluate_vit.py
 """
 
 if __name__ == "__main__":  # Ctrl-C while torch is being imported ends the script without a traceback
-    import signal
+    from training.errors import end_at_interrupt
 
-    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    end_at_interrupt()
 
 import sys
 from collections.abc import Callable
@@ -51,7 +50,7 @@ def main(
     """A run from its settings to its files. `create_model` takes the config's model_args and num_classes."""
     device = select_device(config.device)
     shared = {name: value for name, value in config.to_dict().items() if name not in FREE_ON_RESUME}
-    shared |= {"device": device.type, "precision": config.precision, "compile": config.compile}
+    shared |= {"device": device.type, "precision": config.precision, "compile": config.compile, "extend": extend}
     with compile_errors(), Run(config, resume, overwrite, extend) as run:
         keep_freed_memory()
         with distributed.rank_0_first(device, shared):  # rank 0 may download or decode, the others then read

@@ -13,7 +13,8 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository's root, wherever this is started from
 
-from evaluation.comparison import RunRecord, group, read_run
+from evaluation.comparison import group
+from evaluation.run_record import RunRecord, read_run
 from evaluation.tables import minutes_table
 from training.cli import parse
 from training.errors import UsageError, exit_codes

@@ -1,6 +1,6 @@
 """Several runs side by side: rows of runs that differ only in the seed, and tables.
 
-records = [read_run(Path(folder)) for folder in folders]
+records = [read_run(Path(folder)) for folder in folders]  # of evaluation/run_record.py
 require_comparable(records)  # of evaluation/comparable.py
 rows = group(records)
 print(to_table(rows))
@@ -17,14 +17,9 @@ from statistics import fmean, stdev
 from typing import Any
 
 from evaluation import predictions
-from evaluation.run_record import RunRecord, read_run
+from evaluation.run_record import RunRecord
 from training.console import format_time
 from training.errors import RunError, UsageError
-
-__all__ = [
-    "Row", "RunRecord", "compare_predictions", "differing_settings", "group", "markdown", "read_run", "to_cells",
-    "to_csv", "to_markdown", "to_plain", "to_table",
-]  # fmt: skip
 
 COSTS_BEGIN = "images seen"  # the column of a table from which on they say what a run cost
 SEED = r"[/ _.=-]*seed[/ _.=-]*"  # in the name of a folder, before the seed

@@ -27,14 +27,14 @@ from statistics import fmean
 
 from evaluation import metrics
 from evaluation.comparable import require_comparable
-from evaluation.comparison import Row, group, markdown, read_run, to_cells, to_markdown
-from evaluation.run_record import RunRecord
+from evaluation.comparison import Row, group, markdown, to_cells, to_markdown
+from evaluation.run_record import RunRecord, read_run
 from training.errors import UsageError, exit_codes
 from training.files import write_atomically
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = r"(<!-- (table|differences|core minutes) of ([^:\n]+): ([^\n]+) -->\n)", r"(<!-- end of table -->)"
-TABLE = re.compile(f"{BEGIN}.*?{END}", re.DOTALL)
+TABLE = re.compile(f"{BEGIN}((?!<!--).)*?{END}", re.DOTALL)
 ACCURACIES: dict[str, Callable[[RunRecord], float | None]] = {
     "last": lambda run: run.accuracies[-1] if run.finished else None,
     "test": lambda run: run.test_accuracy if run.finished else None,
@@ -44,7 +44,9 @@ ACCURACIES: dict[str, Callable[[RunRecord], float | None]] = {
 def with_tables(page: str) -> str:
     """The page's text with its tables made anew. UsageError names a table that can't be."""
     kinds = {"table": table, "differences": differences, "core minutes": core_minutes}
-    return TABLE.sub(lambda match: f"{match[1]}\n{kinds[match[2]](match[3], match[4])}\n{match[5]}", page)
+    if len(TABLE.findall(page)) != page.count("<!--") / 2:
+        raise UsageError("a comment is not one of the two around a table: see the example in evaluation/tables.py")
+    return TABLE.sub(lambda match: f"{match[1]}\n{kinds[match[2]](match[3], match[4])}\n{match[6]}", page)
 
 
 def read_runs(patterns: str) -> list[RunRecord]:
@@ -106,7 +108,7 @@ def core_minutes(runs: str, levels: str) -> str:
 
 
 def minutes_table(rows: Sequence[Row], levels: Sequence[float]) -> str:
-    """That table, a line for each run: "-" where no epoch of it ended with that accuracy."""
+    """The Markdown table of the core minutes, a line for each run: "-" where no epoch ended with that accuracy."""
     require_comparable([run for row in rows for run in row.runs])
     lines = []
     for name, run in ((name, run) for row in rows for name, run in row.named_runs.items()):

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 import evaluate_vit
 from evaluate_vit import EvaluateConfig, main
-from evaluation.comparison import compare_predictions, read_run
+from evaluation.comparison import compare_predictions
 from evaluation.corruptions import CORRUPTIONS, corrupt
 from evaluation.figures import FIGURES
 from evaluation.predictions import fingerprint
+from evaluation.run_record import read_run
 from resnet import ResNet18
 from tests.run_folders import write_run
 from training import checkpoint, history

@@ -78,6 +78,27 @@ def test_output_that_nobody_reads_ends_a_run_that_is_saved(tmp_path, monkeypatch
     assert checkpoint.load(tmp_path / "run" / "last.pth")["epoch_sums"]["step"] == 4
 
 
+def test_where_other_ranks_are_in_a_step_lost_output_ends_a_run_without_a_save(monkeypatch):
+    run = Run(ViTConfig(output_dir="run"), resume=False, overwrite=False, extend=False)
+    run.begun = True
+    monkeypatch.setattr("training.run.distributed.world_size", lambda: 2)
+    monkeypatch.setattr(run, "save", lambda _: pytest.fail("the others would not take part"))
+    with pytest.raises(RunError, match=r"^nobody reads the output any more; the last save stays in run\. Go on with: "):
+        run.__exit__(BrokenPipeError, BrokenPipeError(), None)
+
+
+def test_ranks_must_agree_on_extend(monkeypatch):
+    """Else one of them may go on with small images where the others have full ones."""
+
+    def rank_0_first(_, shared: dict[str, Any]) -> None:
+        raise UsageError(f"extend: {shared['extend']}")
+
+    monkeypatch.setattr("training.distributed.rank_0_first", rank_0_first)
+    for extend in (True, False):
+        with pytest.raises(UsageError, match=f"extend: {extend}"):
+            main(ViTConfig(output_dir="never-made"), VisionTransformer, False, False, extend)
+
+
 @pytest.mark.parametrize(("scale", "rates"), [(1, {0.002, 0.02}), (30, {0.002, 0.02, 0.06})])
 def test_a_run_scales_the_rate_of_its_relative_positions(tmp_path, scale, rates):
     flags = ["--preset", "cpu-15min", "--dataset", "digits", "--img-size", "16", "--val-size", "10", "--depth", "1"]

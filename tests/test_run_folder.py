@@ -166,6 +166,7 @@ def test_the_files_of_a_run_are_moved_aside_and_no_others(folder, capsys):
     run = {
         "config.json", "last.pth", "last.prev.pth", "best_model.pth", "checkpoint_epoch_5.pth", "final_model.pth",
         "training_history.json", "test_result.json", "training_curves.png", "augmented_images.png",
+        "evaluation.json", "predictions.csv", "report.html",
     }  # fmt: skip
     for name in {*run, "note.txt"}:
         (folder.path / name).write_text(f"old {name}")

@@ -151,7 +151,7 @@ class Compiled(nn.Module):
         super().__init__()
         on_cpu: Any = {"fallback_random": True} if device.type == "cpu" else None
         for module in model.modules():
-            if hasattr(module, REL_POS):  # without this looked up anew for each image
+            if hasattr(module, REL_POS):  # else the compiler looks it up anew for each image
                 module.register_forward_hook(lambda _, inputs, bias: contiguous_copy(bias))
         self.model, self.batch_size = model, batch_size
         self.compiled = torch.compile(model, dynamic=False, options=on_cpu)

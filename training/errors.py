@@ -36,6 +36,12 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def end_at_interrupt() -> None:
+    """Until exit_codes, let Ctrl-C end the process at once, without a traceback; not where it is ignored (nohup)."""
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextlib.contextmanager
 def exit_codes(advice: str = "") -> Iterator[None]:
     """Run a script's main in it: an error is one line on stderr and an exit code, an interrupt also prints `advice`."""
@@ -50,7 +56,7 @@ def exit_codes(advice: str = "") -> Iterator[None]:
     first_here = int(os.environ.get("LOCAL_RANK", rank)) == 0  # of those on this machine
     if rank:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 until the end
-    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # which the scripts set while they import torch
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # by end_at_interrupt
         signal.signal(signal.SIGINT, signal.default_int_handler)
     previous = signal.signal(signal.SIGTERM, on_sigterm)
     try:

@@ -86,8 +86,8 @@ def fit(
         if 0 < old_grid**2 == patches.shape[1]:
             tokens = [token if had_token else own_token] if has_token else []
             fitted["pos_embed"] = torch.cat([*tokens, resample_pos_embed(patches, grid)], dim=1)
-        if old_grid != grid:  # else it stays bit for bit
-            adapted.append(f"pos_embed from {old_grid}x{old_grid} to {grid}x{grid}")
+            if old_grid != grid:  # else it stays bit for bit
+                adapted.append(f"pos_embed from {old_grid}x{old_grid} to {grid}x{grid}")
     for name in [name for name in own if name.endswith(REL_POS) and name in fitted]:
         biases, own_biases = fitted[name], own[name]
         if biases.ndim == 2 and biases.shape[1] == own_biases.shape[1]:

@@ -22,7 +22,7 @@ from training.data.loader import ImageLoader
 from training.errors import UsageError
 from training.pretrained import freeze_backbone
 
-# Settings that a resumed run may change: none of them changes what the model is or learns from.
+# Settings that a resumed run may give otherwise. Images and precision are compared as they turn out (refuse_other_run).
 FREE_ON_RESUME = (
     *("preset", "output_dir", "data_dir", "data_url", "cache"),
     *("num_workers", "device", "precision", "compile", "tensorboard", "save_minutes", "save_every"),

@@ -79,6 +79,9 @@ class Run:
             lost_reader = isinstance(error, BrokenPipeError) and self.begun  # of the output, as with `| head`
             if lost_reader:
                 silence_lost_terminal()
+            if lost_reader and distributed.world_size() > 1:  # the other ranks are in a step, and a save needs them all
+                said = f"the last save stays in {self.config.output_dir}. Go on with: {resume_command(sys.argv)}"
+                raise RunError(f"nobody reads the output any more; {said}") from None
             if lost_reader or isinstance(error, StopRequested):
                 where = f"saved in {self.config.output_dir}" if self.save({}) else "this could not be saved"
                 said = f"{where}. Go on with: {resume_command(sys.argv)}"

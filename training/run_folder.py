@@ -18,7 +18,8 @@ from training.errors import RunError, UsageError, first_line
 from training.files import DiskError, create_folder, remove_temporary_files
 
 MARKS = ("*.pth", "config.json", "training_history.json", "test_result.json")  # of a run, or of what is left of one
-RUN_FILES = (*MARKS, "*.png", "evaluation", "tensorboard")
+EVALUATION_FILES = ("evaluation.json", "predictions.csv", "report.html")  # of evaluate_vit.py --output-dir RUN_FOLDER
+RUN_FILES = (*MARKS, *EVALUATION_FILES, "*.png", "evaluation", "tensorboard")
 LOCK, OWNER = ".lock", ".lock-owner"
 LOCK_TIMEOUT = 1  # seconds that a second process waits for the first to leave
 FIGURES_SIZE = 8 << 20  # bytes, ample, for the pictures and the JSON files of a run

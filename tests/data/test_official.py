@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
+from filelock import FileLock
+from processes import wait_until
 from torchvision import datasets
 
 from training.data import get_cifar10_dataloaders, load_dataset
@@ -103,6 +105,30 @@ def test_svhn_is_downloaded_from_a_mirror_and_its_ten_is_a_zero(svhn, serve, tmp
     assert augmentation
     assert not augmentation.horizontal_flip
     assert len(load_dataset("svhn", str(root), 32).train_images) == 20
+
+
+def test_it_waits_for_a_process_that_downloads_or_unpacks_and_not_for_one_that_was_killed(fashion, tmp_path, capsys):
+    root, unpacked = tmp_path / "data", tmp_path / "data" / "FashionMNIST" / "raw"
+    unpacked.mkdir(parents=True)
+    sizes: list[int] = []
+    waiting = threading.Thread(
+        target=lambda: sizes.append(len(load_dataset("fashion-mnist", str(root), 28).test_images))
+    )
+    with FileLock(unpacked / ".fashion-mnist.lock", thread_local=False):  # of the process that unpacks
+        for file in fashion.iterdir():
+            (unpacked / file.stem).write_bytes(b"half")
+        waiting.start()
+        wait_until(lambda: "Waiting for another process that downloads or unpacks" in capsys.readouterr().out)
+        for file in fashion.iterdir():
+            (unpacked / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
+    waiting.join()
+    assert sizes == [4]  # nobody listens at the official address
+    (unpacked / "train-images-idx3-ubyte").unlink()
+    (unpacked / ".fashion-mnist.lock").touch()  # nobody holds it
+    for file in fashion.iterdir():
+        (unpacked / file.name).write_bytes(file.read_bytes())
+    assert len(load_dataset("fashion-mnist", str(root), 28).test_images) == 4
+    assert not (unpacked / ".fashion-mnist.lock").exists()
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ import pytest
 from config_vit_cifar10 import ViTConfig
 from evaluation import comparison
 from evaluation.comparable import require_comparable
-from evaluation.comparison import group, read_run, to_csv, to_markdown, to_plain, to_table
-from evaluation.run_record import RunRecord
+from evaluation.comparison import group, to_csv, to_markdown, to_plain, to_table
+from evaluation.run_record import RunRecord, read_run
 from tests.run_folders import write_evaluation, write_run
 from training.errors import RunError, UsageError
 from training.provenance import FREE_ON_RESUME

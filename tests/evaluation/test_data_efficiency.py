@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from config_vit_cifar10 import ViTConfig
-from evaluation.comparison import group, read_run
+from evaluation.comparison import group
 from evaluation.data_efficiency import DataLine, data_lines
+from evaluation.run_record import read_run
 from tests.run_folders import write_run
 
 

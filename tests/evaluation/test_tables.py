@@ -20,10 +20,17 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 def test_every_table_is_up_to_date(page):
     text = page.read_text()
     assert with_tables(text) == text, "make them anew: .venv/bin/python -m evaluation.tables README.md docs/*.md"
-    begun = sum(text.count(f"<!-- {kind} of ") for kind in ("table", "differences", "core minutes"))
-    assert begun == text.count("<!-- end of table -->") == len(TABLE.findall(text)), (
-        "a first or last line is misspelled"
-    )
+
+
+@pytest.mark.parametrize(
+    ("whole", "damaged"), [("<!-- end of table -->\nbetween", "between"), ("<!-- table of", "<!-- tables of")]
+)
+def test_a_misspelled_comment_is_an_error_and_costs_no_text(whole, damaged):
+    table = "<!-- table of results/demo: run -->\n<!-- end of table -->\n"
+    page = f"{table}between\n{table}"
+    assert with_tables(page).count("between") == 1
+    with pytest.raises(UsageError, match="a comment is not one of the two around a table"):
+        with_tables(page.replace(whole, damaged, 1))
 
 
 def test_the_pages_have_tables():

@@ -20,15 +20,15 @@ def save_contact_sheet(loader: ImageLoader, path: Path) -> None:
 
     Without augmentation there is nothing to show and nothing is written.
     """
-    does_something = loader.augmentation and replace(loader.augmentation, magnitude=0) != Augmentation(magnitude=0)
-    if loader.augmentation is None or not does_something or loader.shuffle_seed is None:
+    augmentation, seed = loader.augmentation, loader.shuffle_seed
+    if augmentation is None or seed is None or replace(augmentation, magnitude=0) == Augmentation(magnitude=0):
         return
     index = torch.linspace(0, len(loader.images) - 1, ROWS).long()
     images = loader.images[index.to(loader.images.device)].cpu()
     columns = [images]
     for epoch in range(COLUMNS - 1):
-        draws = loader.augmentation.draw(loader.shuffle_seed, epoch, len(loader.images))
-        columns.append(loader.augmentation(images, {name: values[index] for name, values in draws.items()}))
+        draws = augmentation.draw(seed, epoch, len(loader.images))
+        columns.append(augmentation(images, {name: values[index] for name, values in draws.items()}))
     tiles = torch.stack(columns, dim=1).flatten(0, 1)  # (ROWS * COLUMNS, 3, H, W)
     tiles = tiles.repeat_interleave(SCALE, 2).repeat_interleave(SCALE, 3)
     sheet = tv.to_pil_image(make_grid(tiles, nrow=COLUMNS, padding=4, pad_value=255))

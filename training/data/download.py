@@ -5,6 +5,7 @@ import http.client
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -26,28 +27,35 @@ def download(url: str, path: Path, md5: str) -> None:
     if not url.lower().startswith(("http://", "https://")):
         raise RunError(f"{url} is no web address: one begins with http:// or https://")
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    partial = path.with_name(f"{path.name}.part")
+    resumed = partial.exists() and partial.stat().st_size > 0
+    download_rest(url, partial)
+    if calculate_md5(partial) != md5 and resumed:  # the part may have been of another file
+        partial.unlink()
+        download_rest(url, partial)
+    if (found := calculate_md5(partial)) != md5:
+        partial.unlink()
+        raise RunError(f"{url} sent a file with md5 {found}, the official one is {md5}: use another address")
+    partial.rename(path)
+
+
+@contextmanager
+def one_process(folder: Path, name: str) -> Iterator[None]:
+    """Inside it, no other process downloads or unpacks the dataset `name` in that folder; it goes if empty."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f".{name}.lock")
     try:
         acquired = lock.acquire(blocking=False)
     except Timeout:
-        print(f"Waiting for another process that downloads {path.name}", flush=True)
-        acquired = lock.acquire()  # this one then finds the file here
+        print(f"Waiting for another process that downloads or unpacks {name}", flush=True)
+        acquired = lock.acquire()
     with acquired:
         try:
-            if path.exists():
-                return
-            partial = path.with_name(f"{path.name}.part")
-            resumed = partial.exists() and partial.stat().st_size > 0
-            download_rest(url, partial)
-            if calculate_md5(partial) != md5 and resumed:  # the part may have been of another file
-                partial.unlink()
-                download_rest(url, partial)
-            if (found := calculate_md5(partial)) != md5:
-                partial.unlink()
-                raise RunError(f"{url} sent a file with md5 {found}, the official one is {md5}: use another address")
-            partial.rename(path)
+            yield
         finally:
             Path(lock.lock_file).unlink()
+            if not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def download_rest(url: str, partial: Path) -> None:

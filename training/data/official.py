@@ -1,6 +1,7 @@
 """Datasets that torchvision knows: CIFAR, SVHN, Fashion-MNIST. Downloaded from their official address, md5 checked."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torchvision import datasets
 from torchvision.datasets.utils import calculate_md5, extract_archive
 
-from training.data.download import download
+from training.data.download import download, one_process
 from training.errors import RunError, first_line
 
 ARCHIVES = (".gz", ".tgz")
@@ -73,9 +74,11 @@ def provide(
     RunError for what can't be had or read.
     """
     try:
-        try:
+        with suppress(Exception):  # of any type, where another process is unpacking them
             return read()
-        except RuntimeError:  # not there, not unpacked yet, or damaged
+        with one_process(folder, name):
+            with suppress(RuntimeError):  # not there, not unpacked yet, or damaged
+                return read()
             for file, md5 in files.items():
                 provide_file(folder / file, url, md5)
                 if file.endswith(ARCHIVES):
