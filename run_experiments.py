@@ -75,7 +75,7 @@ class SuiteConfig:
     val_size: int = 1000
     """hold out this many training images to choose the best epoch on, which alone is tested; 0: on the test images"""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """arithmetic of every run: fp32 is on all machines, so runs of several go into one table"""
+    """arithmetic of every run; auto differs between machines, and each precision has a row of its own in the table"""
     output_dir: str = "checkpoints/experiments"
     """folder for the folders of the suites"""
 

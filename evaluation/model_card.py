@@ -51,7 +51,7 @@ def model_card(trained: TrainedModel, dtype: str) -> str:
 def evaluation_of(trained: TrainedModel) -> dict[str, Any] | None:
     """What evaluate_vit.py measured of this very file and epoch, if it did; an exported folder brings it along."""
     folder = trained.path.parent
-    for path in (folder / "evaluation" / EVALUATION, folder / EVALUATION):
+    for path in (folder / EVALUATION, folder / "evaluation" / EVALUATION):
         content = read_object(path)
         brought_along = trained.path.name == WEIGHTS and path.parent == folder  # it names the file before the export
         same_file = brought_along or Path(str(content.get("checkpoint"))).name == trained.path.name

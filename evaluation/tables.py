@@ -34,7 +34,7 @@ from training.files import write_atomically
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = r"(<!-- (table|differences|core minutes) of ([^:\n]+): ([^\n]+) -->\n)", r"(<!-- end of table -->)"
-TABLE = re.compile(f"{BEGIN}((?!<!--).)*?{END}", re.DOTALL)
+TABLE = re.compile(f"{BEGIN}.*?{END}", re.DOTALL)
 ACCURACIES: dict[str, Callable[[RunRecord], float | None]] = {
     "last": lambda run: run.accuracies[-1] if run.finished else None,
     "test": lambda run: run.test_accuracy if run.finished else None,
@@ -46,7 +46,7 @@ def with_tables(page: str) -> str:
     kinds = {"table": table, "differences": differences, "core minutes": core_minutes}
     if len(TABLE.findall(page)) != page.count("<!--") / 2:
         raise UsageError("a comment is not one of the two around a table: see the example in evaluation/tables.py")
-    return TABLE.sub(lambda match: f"{match[1]}\n{kinds[match[2]](match[3], match[4])}\n{match[6]}", page)
+    return TABLE.sub(lambda match: f"{match[1]}\n{kinds[match[2]](match[3], match[4])}\n{match[5]}", page)
 
 
 def read_runs(patterns: str) -> list[RunRecord]:
@@ -152,8 +152,13 @@ def difference(values: list[float], others: list[float], num_images: int) -> lis
 
 
 def main(pages: list[str]) -> None:
+    texts = {}
     for page in map(Path, pages):
-        text = with_tables(page.read_text())
+        try:
+            texts[page] = with_tables(page.read_text())
+        except UsageError as error:
+            raise UsageError(f"{page}: {error}") from None
+    for page, text in texts.items():
         write_atomically(page, lambda file, text=text: file.write(text.encode()))
 
 

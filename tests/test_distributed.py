@@ -70,18 +70,21 @@ def running(folder: Path, *args: Any) -> Iterator[Command]:
         run.end()
 
 
+def ranks(number: int) -> tuple[TCPStore, list[dict[str, str]]]:
+    """torchrun's store, which lives as long as somebody holds it, and its environment for each of so many processes."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    env |= {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
+    return store, [env | {"RANK": rank, "LOCAL_RANK": rank} for rank in map(str, range(number))]
+
+
 def train(launcher: Launcher, folder: Path, number: int, *args: Any, script: str = SCRIPT) -> Result:
     """A run of so many processes to its end: torchrun's store and environment without torchrun and its imports.
 
     The exit code is rank 0's, and the output that of all in turn.
     """
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    env |= {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
-    runs = [
-        launcher.start(script, "--output-dir=run", *args, cwd=folder, env=env | {"RANK": rank, "LOCAL_RANK": rank})
-        for rank in map(str, range(number))
-    ]
+    _store, environments = ranks(number)
+    runs = [launcher.start(script, "--output-dir=run", *args, cwd=folder, env=env) for env in environments]
     results = [run.wait() for run in runs]
     return Result(results[0].code, *("".join(texts) for texts in list(zip(*results, strict=True))[1:]))
 
@@ -402,6 +405,28 @@ def test_a_rank_does_not_wait_for_one_that_has_failed(monkeypatch):
     line = f"another process of this run ended before it began: process 1: {why}"
     with pytest.raises(PeerError, match=line), distributed.peers():
         distributed.wait_for(["done 0", "done 1"])
+
+
+def test_output_that_nobody_reads_ends_all_processes_and_hangs_none(launcher, tmp_path):
+    _store, (first_env, second_env) = ranks(2)
+    second = launcher.start(SCRIPT, "--output-dir=run", *ENDLESS, cwd=tmp_path, env=second_env)
+    with subprocess.Popen(
+        [sys.executable, SCRIPT, "--output-dir=run", *ENDLESS], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, env=os.environ | first_env | {"OMP_NUM_THREADS": "1"},
+    ) as first:  # fmt: skip
+        try:
+            assert first.stdout
+            assert first.stderr
+            assert any("Epoch [2/" in line for line in first.stdout)
+            first.stdout.close()
+            assert first.wait(SECONDS_TO_END) == 1
+            assert (
+                "error: nobody reads the output any more; this could not be saved. Go on with: " in first.stderr.read()
+            )
+        finally:
+            first.kill()
+    result = second.wait()
+    assert (result.code, own_lines(result.err)) == (1, [])  # the first says it for all of a machine
 
 
 @pytest.mark.parametrize(("name", "own", "other"), [("precision", "auto", "bf16"), ("device", "cpu", "cuda")])

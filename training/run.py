@@ -36,7 +36,7 @@ class Run:
                 run.finish_epoch(evaluate(...))
 
     A Ctrl-C or SIGTERM after `begin` lets the step end, saves, and prints the command that goes on; so does output
-    that nobody reads any more.
+    that nobody reads any more, but for the save where there are several processes.
     """
 
     def __init__(self, config: Any, resume: bool, overwrite: bool, extend: bool):
@@ -79,11 +79,10 @@ class Run:
             lost_reader = isinstance(error, BrokenPipeError) and self.begun  # of the output, as with `| head`
             if lost_reader:
                 silence_lost_terminal()
-            if lost_reader and distributed.world_size() > 1:  # the other ranks are in a step, and a save needs them all
-                said = f"the last save stays in {self.config.output_dir}. Go on with: {resume_command(sys.argv)}"
-                raise RunError(f"nobody reads the output any more; {said}") from None
             if lost_reader or isinstance(error, StopRequested):
-                where = f"saved in {self.config.output_dir}" if self.save({}) else "this could not be saved"
+                together = not lost_reader or distributed.world_size() == 1  # else the other ranks are in a step
+                saved = together and self.save({})
+                where = f"saved in {self.config.output_dir}" if saved else "this could not be saved"
                 said = f"{where}. Go on with: {resume_command(sys.argv)}"
                 if isinstance(error, StopRequested):
                     raise error.as_exit(said) from None
@@ -191,10 +190,10 @@ class Run:
 
     def between_steps(self) -> None:
         """Show the progress, stop if a signal asks for it, save if the last save is long ago."""
+        self.signals.check()  # first, because Ctrl-C may have ended the reader of the output too
         metrics, num_images = self.sums.metrics(), self.sums.num_images - self.shown
         self.progress.update(self.sums.step, num_images, metrics["train_loss"], metrics["train_acc"], metrics["lr"])
         self.shown, self.looked_at = self.sums.num_images, time.perf_counter()
-        self.signals.check()
         if distributed.max_over_ranks(bool(self.folder and self.folder.save_due(self.config.save_minutes))):
             self.save({})
 

@@ -140,7 +140,7 @@ def test_what_cannot_be_had_is_one_line_with_the_ways_out(name, file, fashion, s
     assert "\n" not in str(error.value)
 
 
-def test_a_damaged_file_is_named(fashion, svhn, tmp_path):
+def test_a_damaged_file_is_named_and_one_that_was_unpacked_badly_is_unpacked_anew(fashion, svhn, tmp_path, monkeypatch):
     path = svhn / "test_32x32.mat"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(RunError, match=r"test_32x32\.mat has md5 .*remove it"):
@@ -150,11 +150,14 @@ def test_a_damaged_file_is_named(fashion, svhn, tmp_path):
     for file in fashion.iterdir():
         (raw / file.name).write_bytes(file.read_bytes())
     load_dataset("fashion-mnist", str(tmp_path / "data"), 28)
-    unpacked = raw / "train-images-idx3-ubyte"
-    unpacked.write_bytes(unpacked.read_bytes()[:-1])
-    repaired = load_dataset("fashion-mnist", str(tmp_path / "data"), 28)  # unpacked anew
+    for name, content in (("train-images-idx3-ubyte", b"half"), ("t10k-labels-idx1-ubyte", b"")):  # by a kill
+        (raw / name).write_bytes(content)
+    repaired = load_dataset("fashion-mnist", str(tmp_path / "data"), 28)
     assert np.array_equal(repaired.train_images[:, 0].numpy(), GREY[:20])
-    np.save(raw / "t10k-labels-idx1-ubyte", LABELS)
-    (raw / "t10k-labels-idx1-ubyte.npy").replace(raw / "t10k-labels-idx1-ubyte")
+    assert repaired.test_labels.tolist() == LABELS[20:].tolist()
+    (raw / "t10k-labels-idx1-ubyte").unlink()
+    (raw / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(b"other content"))
+    official = [(path.name, hashlib.md5(path.read_bytes()).hexdigest()) for path in raw.glob("*.gz")]
+    monkeypatch.setattr(datasets.FashionMNIST, "resources", official)
     with pytest.raises(RunError, match=r"^can't read fashion-mnist from "):
         load_dataset("fashion-mnist", str(tmp_path / "data"), 28)

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from torchvision.datasets.utils import calculate_md5
 from tqdm import tqdm
 
-from training.errors import RunError
+from training.errors import RunError, first_line
 
 TIMEOUT = 30  # seconds without a byte, after which the download ends; a slow server has all the time it needs
 BLOCK = 1 << 16  # bytes
@@ -41,21 +41,21 @@ def download(url: str, path: Path, md5: str) -> None:
 
 @contextmanager
 def one_process(folder: Path, name: str) -> Iterator[None]:
-    """Inside it, no other process downloads or unpacks the dataset `name` in that folder; it goes if empty."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Inside it, no other process downloads or unpacks the dataset `name` in that folder."""
     lock = FileLock(folder / f".{name}.lock")
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         acquired = lock.acquire(blocking=False)
     except Timeout:
         print(f"Waiting for another process that downloads or unpacks {name}", flush=True)
         acquired = lock.acquire()
+    except OSError as error:
+        raise RunError(f"can't write to {folder}: {first_line(error)}") from None
     with acquired:
         try:
             yield
         finally:
             Path(lock.lock_file).unlink()
-            if not any(folder.iterdir()):
-                folder.rmdir()
 
 
 def download_rest(url: str, partial: Path) -> None:

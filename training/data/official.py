@@ -74,10 +74,10 @@ def provide(
     RunError for what can't be had or read.
     """
     try:
-        with suppress(Exception):  # of any type, where another process is unpacking them
+        with suppress(Exception):  # not there, not unpacked yet, or only half, which may raise anything
             return read()
         with one_process(folder, name):
-            with suppress(RuntimeError):  # not there, not unpacked yet, or damaged
+            with suppress(Exception):  # another process may have been at it
                 return read()
             for file, md5 in files.items():
                 provide_file(folder / file, url, md5)
