@@ -34,6 +34,7 @@ from config_vit_cifar10 import ViTConfig
 from training import console, engine, errors, history
 from training.data import load_dataset
 from training.data.loader import ImageLoader
+from training.run import Run
 from training.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
@@ -318,15 +319,15 @@ def send(numbers: tuple[signal.Signals, ...]) -> None:
 
 
 def stop_after_batches(monkeypatch, num_batches: int, *numbers: signal.Signals) -> None:
-    update, batches = console.TrainProgress.update, []
+    between_steps, batches = Run.between_steps, []
 
-    def update_or_stop(*args):
-        batches.append(args)
+    def stop_between_steps(run):
+        batches.append(1)
         if len(batches) == num_batches:
             send(numbers)
-        update(*args)
+        between_steps(run)
 
-    monkeypatch.setattr(console.TrainProgress, "update", update_or_stop)
+    monkeypatch.setattr(Run, "between_steps", stop_between_steps)
 
 
 def stop_in_evaluation(monkeypatch, epoch: int, *numbers: signal.Signals) -> None:
