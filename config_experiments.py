@@ -17,7 +17,7 @@ class Experiment:
 
 VIT, RESNET = "train_vit_cifar10.py", "train_resnet_cifar10.py"
 
-# The baseline turned into cpu-1h step by step, but for the AutoAugment that its length needs, and the late decay and
+# The baseline turned into cpu-1h step by step, but for the augmentation that its length needs, and the late decay and
 # the learning rate of the relative positions, which are newer than the ladder's runs. Each rung has the arithmetic of
 # the first: 6 blocks see twice as many images as 12 do, an image of 16x16 pixels costs a quarter of one of 32x32, and
 # width 128 costs less than half of width 192.

@@ -138,8 +138,9 @@ def test_the_rungs_of_the_ladder_lead_to_cpu_1h():
         {"batch_size"},
     ]
     left = changed_fields(rungs[-1], ViTConfig.from_preset("cpu-1h"))
-    later = {"auto_augment", "schedule", "rel_pos_lr_scale"}  # what the ladder leaves out
-    assert left <= {"preset", "seed", "num_epochs", "warmup_epochs", "output_dir"} | later
+    longer = {"auto_augment", "cutmix_alpha", "mix_probability", "muon_learning_rate"}  # for runs of 60 epochs
+    later = {"schedule", "rel_pos_lr_scale"}  # what the ladder leaves out
+    assert left <= {"preset", "seed", "num_epochs", "warmup_epochs", "output_dir"} | longer | later
 
 
 def test_the_rungs_of_the_ladder_have_the_same_arithmetic():
