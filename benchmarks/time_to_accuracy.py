@@ -1,8 +1,8 @@
-"""How fast recipes reach which accuracy: held-out accuracy against minutes of one core, of runs that are there.
+"""How fast recipes reach which accuracy: held-out accuracy against minutes, of runs that are there.
 
     python benchmarks/time_to_accuracy.py results/time/*      # results/time_to_accuracy.png and a table
 
-A run's minutes count once for each of its threads. Work beside a run on its core counts too.
+All runs must have had as many cores of the same kind. Work beside a run on its cores counts too.
 """
 
 import sys
@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository's root, whe
 
 from evaluation.comparison import group
 from evaluation.run_record import RunRecord, read_run
-from evaluation.tables import minutes_table
+from evaluation.tables import cores_of, minutes_table
 from training.cli import parse
 from training.errors import UsageError, exit_codes
 
@@ -38,24 +38,25 @@ def main(config: TimeConfig) -> None:
         raise UsageError("name the folders of the runs, such as results/time/*")
     rows = group([read_run(Path(folder)) for folder in config.runs])
     print(minutes_table(rows, LEVELS))
-    draw({name: run for row in rows for name, run in row.named_runs.items()}, Path(config.output))
+    runs = {name: run for row in rows for name, run in row.named_runs.items()}
+    draw(runs, cores_of(rows), Path(config.output))
 
 
-def draw(runs: dict[str, RunRecord], path: Path) -> None:
+def draw(runs: dict[str, RunRecord], cores: str, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     from training.plots import save_figure
 
     figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
     for i, (name, run) in enumerate(runs.items()):
-        axes.plot(run.core_minutes, run.accuracies, "o-", markersize=4, color=f"C{i}")
+        axes.plot(run.minutes, run.accuracies, "o-", markersize=4, color=f"C{i}")
         axes.annotate(
-            f"{name}  {run.accuracies[-1]:.1f} %", (run.core_minutes[-1], run.accuracies[-1]), (4, 9),
+            f"{name}  {run.accuracies[-1]:.1f} %", (run.minutes[-1], run.accuracies[-1]), (4, 9),
             textcoords="offset points", horizontalalignment="right", color=f"C{i}", fontweight="bold",
         )  # fmt: skip
     axes.margins(y=0.1)
     split = {"val": "held-out accuracy (%)", "test": "test accuracy (%)"}[next(iter(runs.values())).split]
-    axes.set(xlabel="minutes of one core", ylabel=split, xlim=(0, None))
+    axes.set(xlabel=f"minutes on {cores}", ylabel=split, xlim=(0, None))
     save_figure(figure, path)
 
 

@@ -78,8 +78,13 @@ class RunRecord:
         return sum(self.history["epoch_time"])
 
     @property
-    def core_minutes(self) -> list[float]:
-        """Minutes, times threads, from the first step to the end of each epoch. RunError where these aren't known."""
+    def minutes(self) -> list[float]:
+        """Minutes from the first step to the end of each epoch."""
+        return [seconds / 60 for seconds in accumulate(self.history["epoch_time"])]
+
+    @property
+    def cores(self) -> str:
+        """What the run had from its beginning to its end, such as "2 cores (AMD EPYC)". RunError if it isn't known."""
         device, threads, processes = (self.about.get(name) for name in ("device", "threads", "world_size"))
         if self.about.get("machines_before"):
             raise RunError(f"{self.name} went on with other threads or on another machine: its minutes don't add up")
@@ -87,7 +92,8 @@ class RunRecord:
             raise RunError(f"{self.name}: config.json does not say on how many threads the run was")
         if device != "cpu":
             raise RunError(f"{self.name} ran on {device}: its minutes are not those of CPU cores")
-        return [seconds / 60 * threads * processes for seconds in accumulate(self.history["epoch_time"])]
+        number = threads * processes
+        return f"{number} core{'s' * (number != 1)} ({self.about.get('cpu') or 'unknown'})"
 
     @property
     def images_per_second(self) -> float:

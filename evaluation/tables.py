@@ -12,9 +12,9 @@ Or they name a baseline, or `the row before`, and the accuracy whose differences
     <!-- differences of results/ladder/* from results/ladder/1-baseline: test (%) of 10,000 images -->
     <!-- end of table -->
 
-Or they name accuracies, in percent, and the table has the core minutes until the runs reached them:
+Or they name accuracies, in percent, and the table has the minutes until the runs, on as many cores, reached them:
 
-    <!-- core minutes of results/time/*: 40, 50, 60 -->
+    <!-- minutes of results/time/*: 40, 50, 60 -->
     <!-- end of table -->
 """
 
@@ -33,7 +33,7 @@ from training.errors import UsageError, exit_codes
 from training.files import write_atomically
 
 ROOT = Path(__file__).parents[1]
-BEGIN, END = r"(<!-- (table|differences|core minutes) of ([^:\n]+): ([^\n]+) -->\n)", r"(<!-- end of table -->)"
+BEGIN, END = r"(<!-- (table|differences|minutes) of ([^:\n]+): ([^\n]+) -->\n)", r"(<!-- end of table -->)"
 TABLE = re.compile(f"{BEGIN}.*?{END}", re.DOTALL)
 ACCURACIES: dict[str, Callable[[RunRecord], float | None]] = {
     "last": lambda run: run.accuracies[-1] if run.finished else None,
@@ -43,7 +43,7 @@ ACCURACIES: dict[str, Callable[[RunRecord], float | None]] = {
 
 def with_tables(page: str) -> str:
     """The page's text with its tables made anew. UsageError names a table that can't be."""
-    kinds = {"table": table, "differences": differences, "core minutes": core_minutes}
+    kinds = {"table": table, "differences": differences, "minutes": minutes}
     if len(TABLE.findall(page)) != page.count("<!--") / 2:
         raise UsageError("a comment is not one of the two around a table: see the example in evaluation/tables.py")
     return TABLE.sub(lambda match: f"{match[1]}\n{kinds[match[2]](match[3], match[4])}\n{match[5]}", page)
@@ -98,25 +98,37 @@ def differences(runs: str, what: str) -> str:
     return f"{markdown(lines)}\n{' '.join(text for sides, text in sentences.items() if sides in notes)}\n"
 
 
-def core_minutes(runs: str, levels: str) -> str:
-    """The Markdown table of the core minutes until the runs that match first reached each of these accuracies."""
+def minutes(runs: str, levels: str) -> str:
+    """The Markdown table of the minutes until the runs that match first reached each of these accuracies."""
     try:
         percentages = [float(level) for level in levels.split(", ")]
     except ValueError:
-        raise UsageError(f"core minutes of {runs}: {levels}: write percentages, such as 40, 50, 60") from None
+        raise UsageError(f"minutes of {runs}: {levels}: write percentages, such as 40, 50, 60") from None
     return minutes_table(group(read_runs(runs)), percentages)
 
 
 def minutes_table(rows: Sequence[Row], levels: Sequence[float]) -> str:
-    """The Markdown table of the core minutes, a line for each run: "-" where no epoch ended with that accuracy."""
+    """The Markdown table of the minutes, a line for each run: "-" where no epoch ended with that accuracy."""
     require_comparable([run for row in rows for run in row.runs])
+    cores_of(rows)
     lines = []
     for name, run in ((name, run) for row in rows for name, run in row.named_runs.items()):
-        ends = list(zip(run.core_minutes, run.accuracies, strict=True))
+        ends = list(zip(run.minutes, run.accuracies, strict=True))
         first = {level: next((time for time, accuracy in ends if accuracy >= level), None) for level in levels}
         cells = {f"{level:g} %": "-" if time is None else f"{time:.1f}" for level, time in first.items()}
         lines.append({"run": name, **cells})
     return markdown(lines)
+
+
+def cores_of(rows: Sequence[Row]) -> str:
+    """The cores that the runs had, such as "2 cores (AMD EPYC)". UsageError where it isn't the same for all."""
+    first, *others = [run for row in rows for run in row.runs]
+    for run in others:
+        if run.cores != first.cores:
+            raise UsageError(
+                f"{run.name} ran on {run.cores}, {first.name} on {first.cores}: their minutes can't be compared"
+            )
+    return first.cores
 
 
 def index_of(pattern: str, rows: list[Row]) -> int:

@@ -133,27 +133,37 @@ def test_runs_that_cannot_be_compared_have_no_difference(runs):
         tables.differences("*/* x from a-baseline/*", "last (%) of 1,000 images")
 
 
-def test_the_core_minutes_until_an_accuracy_is_first_reached_count_each_thread(runs):
-    for name, threads, world_size in (("i-one", 1, 1), ("j-two", 2, 1), ("k-ranks", 1, 2), ("l-four", 4, 1)):
-        about = {"device": "cpu", "threads": threads, "world_size": world_size}
-        write_run(runs / "time" / name, [40.0, 60.5, 60.0], about=about)  # epochs of half an hour
-    assert rows_of(tables.core_minutes("time/*", "40, 60, 60.5, 61")) == {
-        "i-one": ["30.0", "60.0", "60.0", "-"],
-        "j-two": ["60.0", "120.0", "120.0", "-"],
-        "k-ranks": ["60.0", "120.0", "120.0", "-"],
-        "l-four": ["120.0", "240.0", "240.0", "-"],
+TWO_CORES = {"device": "cpu", "cpu": "AMD EPYC", "threads": 2, "world_size": 1}
+
+
+def test_the_minutes_until_an_accuracy_is_first_reached(runs):
+    write_run(runs / "time" / "i-threads", [40.0, 60.5, 60.0], about=TWO_CORES)  # epochs of half an hour
+    write_run(runs / "time" / "j-ranks", [50.0], about=TWO_CORES | {"threads": 1, "world_size": 2})
+    assert rows_of(tables.minutes("time/*", "40, 60, 60.5, 61")) == {
+        "i-threads": ["30.0", "60.0", "60.0", "-"],
+        "j-ranks": ["30.0", "-", "-", "-"],
     }
-    write_run(runs / "seeds" / "seed-1", [70.0], about=about | {"threads": 1}, seed=1)
-    write_run(runs / "seeds" / "seed-2", [60.0], about=about | {"threads": 1}, seed=2)
-    assert rows_of(tables.core_minutes("seeds/*", "65")) == {"seeds, seed 1": ["30.0"], "seeds, seed 2": ["-"]}
+    write_run(runs / "seeds" / "seed-1", [70.0], about=TWO_CORES, seed=1)
+    write_run(runs / "seeds" / "seed-2", [60.0], about=TWO_CORES, seed=2)
+    assert rows_of(tables.minutes("seeds/*", "65")) == {"seeds, seed 1": ["30.0"], "seeds, seed 2": ["-"]}
     with pytest.raises(UsageError, match="write percentages"):
-        tables.core_minutes("time/*", "40 and 60")
-    write_run(runs / "time" / "m-gpu", [40.0], about={"device": "NVIDIA H100", "threads": 1, "world_size": 1})
-    with pytest.raises(RunError, match="m-gpu ran on NVIDIA H100"):
-        tables.core_minutes("time/*", "40")
-    write_run(runs / "time" / "m-gpu", [40.0], about={"device": "cpu", "world_size": 1})
-    with pytest.raises(RunError, match=r"m-gpu: config.json does not say on how many threads"):
-        tables.core_minutes("time/*", "40")
+        tables.minutes("time/*", "40 and 60")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "problem"),
+    [
+        ({"device": "NVIDIA H100"}, RunError, "k ran on NVIDIA H100"),
+        ({"threads": None}, RunError, r"k: config.json does not say on how many threads"),
+        ({"threads": 1}, UsageError, r"k ran on 1 core \(AMD EPYC\), .*i on 2 cores \(AMD EPYC\)"),
+        ({"cpu": "Intel Xeon"}, UsageError, r"k ran on 2 cores \(Intel Xeon\), .*i on 2 cores \(AMD EPYC\)"),
+    ],
+)
+def test_minutes_on_other_cores_can_not_be_compared(runs, change, error, problem):
+    write_run(runs / "time" / "i", [40.0], about=TWO_CORES)
+    write_run(runs / "time" / "k", [40.0], about=TWO_CORES | change)
+    with pytest.raises(error, match=problem):
+        tables.minutes("time/*", "40")
 
 
 def test_a_damaged_run_is_an_error_and_not_a_missing_row():
