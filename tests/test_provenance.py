@@ -155,6 +155,7 @@ def test_more_epochs_are_refused_with_the_flag_that_helps_and_fewer_without():
         ({"compile": True}, "compile False before, True now"),
         ({"world_size": 2}, "world_size 1 before, 2 now"),
         ({"versions": MACHINE["versions"] | {"torch": "2.15.0"}}, "torch 2.14.0 before, 2.15.0 now"),
+        ({"TORCHINDUCTOR_CPP_MARCH": "x"}, "TORCHINDUCTOR_CPP_MARCH None before, x now"),
         ({"threads": 4, "compile": True}, "threads 2 before, 4 now; compile False before, True now"),
     ],
 )

@@ -29,6 +29,7 @@ FREE_ON_RESUME = (
 )
 
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}  # what config.json calls it, and the flag
+MARCH = "TORCHINDUCTOR_CPP_MARCH"  # which processor torch.compile is told to compile for
 
 OTHER_RUN = "--resume goes on with the settings that the run began with"
 
@@ -123,8 +124,9 @@ def refuse_other_run(saved: dict[str, Any], metadata: dict[str, Any], create_mod
 
 def warn_of_other_machine(before: dict[str, Any], now: dict[str, Any]) -> bool:
     """Print a warning where the last bits may differ from here on. Returns whether it did."""
-    names = ("device", "cpu", "threads", "world_size", "compile")
-    other = [f"{name} {before[name]} before, {now[name]} now" for name in names if before[name] != now[name]]
+    names = ("device", "cpu", "threads", "world_size", "compile", MARCH)
+    pairs = [(name, before.get(name), now.get(name)) for name in names]  # early runs did not save MARCH
+    other = [f"{name} {old} before, {new} now" for name, old, new in pairs if old != new]
     if before["versions"]["torch"] != now["versions"]["torch"]:
         other.append(f"torch {before['versions']['torch']} before, {now['versions']['torch']} now")
     if other:
@@ -134,16 +136,8 @@ def warn_of_other_machine(before: dict[str, Any], now: dict[str, Any]) -> bool:
 
 def describe_machine(device: torch.device, compiled: bool) -> dict[str, Any]:
     """Where, with what and how a run was made: versions, threads, git revision, command line."""
-    describe = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude=*",
-    ]
+    folder = str(Path(__file__).parent)
+    describe = ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         revision = subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -161,6 +155,7 @@ def describe_machine(device: torch.device, compiled: bool) -> dict[str, Any]:
         "world_size": distributed.world_size(),
         "launch": distributed.launch_id(),
         "compile": compiled,
+        MARCH: os.environ.get(MARCH),
     }
 
 
