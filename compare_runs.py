@@ -4,8 +4,9 @@
     python compare_runs.py checkpoints/*/ --markdown table.md --csv table.csv --json table.json
 
 Takes the output folders of train_vit_cifar10.py and train_resnet_cifar10.py, also of runs that are not finished. Runs
-that differ only in the seed become one row: mean ± standard deviation. For two runs that evaluate_vit.py has evaluated
-on the same images, it also tests the difference.
+that differ only in the seed become one row: mean ± standard deviation. Where a row has several seeds, a second table
+says how far the rows' test accuracies are from that of the first row. The difference of two runs that evaluate_vit.py
+has evaluated on the same images is tested image by image.
 """
 
 if __name__ == "__main__":  # Ctrl-C while torch is being imported ends the script without a traceback
@@ -43,7 +44,7 @@ class CompareConfig:
     csv: str = ""
     """also write the table to this file, as CSV, with exact numbers"""
     json: str = ""
-    """also write the table and the test of the difference to this file, as JSON, with exact numbers"""
+    """also write the table and the differences to this file, as JSON, with exact numbers"""
 
     def __post_init__(self):
         if Path(self.output).suffix != ".png":
@@ -74,26 +75,45 @@ def read_runs(folders: tuple[str, ...]) -> tuple[list[RunRecord], list[str]]:
 
 
 def write_results(config: CompareConfig, records: list[RunRecord]) -> None:
-    """Print the table and the test of the difference, write the files, draw the figure."""
+    """Print the table and the differences, write the files, draw the figure."""
     for flag in ("output", "markdown", "csv", "json"):
         if name := getattr(config, flag):
             create_folder(Path(name).parent, f"--{flag}")
     rows = comparison.group(records)
-    print(comparison.to_table(rows), flush=True)
+    print(comparison.to_table(comparison.to_cells(rows)), flush=True)
     if warning := comparable.other_choice(records):
         print_warning(warning)
     difference = compare_two(records) if len(records) == 2 else None
+    differences = compare_rows(rows) if len(records) > len(rows) > 1 else []
     for name, text in ((config.markdown, comparison.to_markdown(rows)), (config.csv, comparison.to_csv(rows))):
         if name:
             write_atomically(Path(name), lambda file, text=text: file.write(text.encode()))
     if config.json:
-        write_json(Path(config.json), {"rows": comparison.to_plain(rows), "difference": difference})
+        write_json(
+            Path(config.json), {"rows": comparison.to_plain(rows), "differences": differences, "difference": difference}
+        )
     from evaluation.comparison_plots import Curves, plot_comparison  # its import takes seconds: after what can fail
 
     curves = [Curves(row.name, [run.history for run in row.runs], row.runs[0].num_train_images) for row in rows]
     num_grey = plot_comparison(curves, Path(config.output), data_lines(rows))
     grey = f" ({num_grey} of {len(curves)}, those with the lowest accuracies, are grey)" if num_grey else ""
     print(f"\nCurves: {config.output}{grey}")
+
+
+def compare_rows(rows: list[comparison.Row]) -> list[dict[str, Any]]:
+    """Print and return how far the test accuracy of each row is from that of the first one, in points."""
+    from evaluation.differences import differences, notes, to_difference_cells  # their import takes seconds
+
+    bases, num_images = [None, *[0] * (len(rows) - 1)], rows[0].runs[0].num_test_images
+    found = differences(rows, "test", bases, num_images)
+    print(f"\n{comparison.to_table(to_difference_cells(rows, 'test', bases, found, 'the reference'))}")
+    print(*[note.replace("**", "") for note in notes(found, num_images)], sep="\n")
+    return [
+        {"name": row.name, "from": rows[0].name}
+        | {"points": one.points, "interval": one.interval, "verdict": one.verdict}
+        for row, one in zip(rows, found, strict=True)
+        if one
+    ]
 
 
 def compare_two(records: list[RunRecord]) -> dict[str, Any] | None:

@@ -12,15 +12,15 @@ class Experiment:
     images: float = 1.0
     """share of the training images"""
     epochs: float = 1.0
-    """epochs, as a multiple of the suite's; above 1 the warmup, where the command leaves it open, grows with them"""
+    """epochs, as a multiple of the suite's; the warmup, where the command leaves it open, stays as large a share"""
 
 
 VIT, RESNET = "train_vit_cifar10.py", "train_resnet_cifar10.py"
 
-# The baseline turned into cpu-1h step by step, but for the augmentation that its length needs, and the late decay and
-# the learning rate of the relative positions, which are newer than the ladder's runs. Each rung has the arithmetic of
-# the first: 6 blocks see twice as many images as 12 do, an image of 16x16 pixels costs a quarter of one of 32x32, and
-# width 128 costs less than half of width 192.
+# The baseline turned into cpu-1h step by step, but for the augmentation that its length needs and the rate of Muon that
+# goes with it, and the late decay and the learning rate of the relative positions: all newer than the ladder's runs.
+# Each rung has the arithmetic of the first: 6 blocks see twice as many images as 12 do, an image of 16x16 costs a
+# quarter of one of 32x32, and width 128 costs less than half of width 192.
 NO_POLICY = f"{VIT} --no-auto-augment --dropout 0 --label-smoothing 0.1"
 SIX_BLOCKS = f"{NO_POLICY} --depth 6 --batch-size 128"
 POOLED = f"{SIX_BLOCKS} --global-pool avg"

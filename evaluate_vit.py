@@ -85,6 +85,7 @@ def main(config: EvaluateConfig) -> None:
     if config.images:
         classify_files(subject, config.images, folder / "images")
         return
+    refuse_folder_of_other_run(folder, subject.path)
     other = TrainedModel.load(config.compare, MODELS, device) if config.compare else None
     dataset, chosen_on = load_test_data(config, subject, subject)
     other_dataset, other_chosen_on = load_test_data(config, subject, other) if other else (dataset, None)
@@ -121,6 +122,15 @@ def main(config: EvaluateConfig) -> None:
         if name not in config.skip:
             print(f"No {name}.png: {reason}.")
     print(f"\nReport: {folder / 'report.html'}")
+
+
+def refuse_folder_of_other_run(folder: Path, checkpoint: Path) -> None:
+    """UsageError where the evaluation would lie in the folder of another run, and count as that run's."""
+    for place in (folder, folder.parent):
+        if (place / "training_history.json").exists() and place.resolve() != checkpoint.parent.resolve():
+            raise UsageError(
+                f"--output-dir {folder}: {place} holds another run than that of {checkpoint}; name another folder"
+            )
 
 
 def load_test_data(config: EvaluateConfig, subject: TrainedModel, model: TrainedModel) -> tuple[Dataset, str | None]:

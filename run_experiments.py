@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from config_experiments import RESNET, SUITES, Experiment
 from config_vit_cifar10 import DatasetName, TrainConfig, ViTConfig
+from evaluation.comparable import same_means
 from resnet import ResNet18
 from train_resnet_cifar10 import ResNetConfig
 from training.cli import parse, parse_training_command
@@ -44,7 +45,6 @@ from training.job import LOOK_EVERY, Job, what_counts
 from training.provenance import count_flops, python_command
 from vit import VisionTransformer
 
-MEAN_TOLERANCE = 1e-3  # of a channel, in 0..1; decoders of JPEG differ by less
 BAR = "{percentage:3.0f}% of the suite, {remaining} left | {desc}"
 
 
@@ -112,15 +112,17 @@ def main(config: SuiteConfig) -> None:
     if config.val_size and not num_classes <= config.val_size <= len(dataset.train_images) - num_classes:
         most = len(dataset.train_images) - num_classes
         raise UsageError(f"--val-size must be 0 or between {num_classes} and {most} here, got {config.val_size}")
-    jobs = plan(config, min(num_images, config.max_train_images or num_images))
-    refuse_other_images(jobs, dataset)
+    share = min(num_images, config.max_train_images or num_images)
+    jobs, before = plan(config, share), finished_before(config, share)
+    refuse_other_images([*jobs, *before], dataset)
     todo = [job for job in jobs if not job.finished]
     print(f"{config.suite}: {len(jobs)} runs in {config.folder}, {len(jobs) - len(todo)} of them finished", flush=True)
     if config.dry_run:
         print_plan(config, jobs, todo, num_images, len(dataset.test_images))
         return
     failed = run(config, todo, num_images)
-    if folders := [job.folder for job in jobs if job not in failed]:
+    in_turn = sorted([*jobs, *before], key=lambda job: (list(SUITES[config.suite]).index(job.name), job.config.seed))
+    if folders := [job.folder for job in in_turn if job not in failed]:
         files = ["--markdown", config.folder / "table.md", "--output", config.folder / "curves.png"]
         compare = [sys.executable, Path(__file__).with_name("compare_runs.py"), *folders, *files]
         if subprocess.run(compare, check=False).returncode and not failed:
@@ -128,7 +130,8 @@ def main(config: SuiteConfig) -> None:
     if failed:
         folders = ", ".join(str(job.folder) for job in failed)
         raise RunError(
-            f"{len(failed)} of {len(jobs)} runs failed: {folders}. Remove a folder to have its run begin anew"
+            f"{len(failed)} of {len(jobs)} runs failed: {folders}. The same command tries them again, each from its "
+            "last save; remove a folder to begin it anew"
         )
 
 
@@ -149,6 +152,19 @@ def plan(config: SuiteConfig, num_images: int) -> list[Job]:
     return jobs
 
 
+def finished_before(config: SuiteConfig, num_images: int) -> list[Job]:
+    """The suite's finished runs of the same settings that this command does not name: other experiments and seeds."""
+    found = []
+    for name, experiment in SUITES[config.suite].items():
+        for folder in (config.folder / name).glob("seed-*"):
+            seed = folder.name.removeprefix("seed-")
+            if seed.isdecimal() and (name not in config.experiments or int(seed) > config.seeds):
+                with suppress(UsageError):  # its settings are others, or not possible with these flags
+                    job = create_job(config, name, experiment, int(seed), num_images)
+                    found += [job] * job.finished
+    return found
+
+
 def create_job(config: SuiteConfig, name: str, experiment: Experiment, seed: int, num_images: int) -> Job:
     """The run of an experiment; an experiment with all images has `num_images`."""
     script, *flags = shlex.split(experiment.command)
@@ -164,8 +180,8 @@ def create_job(config: SuiteConfig, name: str, experiment: Experiment, seed: int
             single = settings_of(script, [*flags, "--num-epochs", str(config.epochs or settings.num_epochs)])
             flags += ["--num-epochs", str(max(1, round(epochs)))]
             settings = settings_of(script, flags)
-            warmup = single.warmup * settings.num_epochs / single.num_epochs  # as large a share of the longer run
-            if experiment.epochs > 1 and settings.warmup_epochs == "auto" and settings.warmup != warmup:
+            warmup = single.warmup * settings.num_epochs / single.num_epochs  # as large a share of the other run
+            if settings.warmup_epochs == "auto" and settings.warmup != warmup:
                 flags += ["--warmup-epochs", f"{warmup:g}"]
                 settings = settings_of(script, flags)
     except UsageError as error:
@@ -184,8 +200,8 @@ def refuse_other_images(jobs: list[Job], dataset: Dataset) -> None:
         saved = read_object(job.folder / "config.json").get("data")
         if not isinstance(saved, dict) or not saved.keys() >= {"class_names", "mean"}:
             continue
-        other_mean = max(abs(one - other) for one, other in zip(saved["mean"], mean, strict=True)) > MEAN_TOLERANCE
-        if saved["class_names"] != dataset.class_names or (other_mean and job.config.img_size == size):
+        other_mean = job.config.img_size == size and not same_means(saved["mean"], mean)
+        if saved["class_names"] != dataset.class_names or other_mean:
             raise UsageError(
                 f"{job.folder} holds a run of other images than {job.config.data_dir}: choose another --output-dir"
             )

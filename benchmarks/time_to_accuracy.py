@@ -1,6 +1,6 @@
 """How fast recipes reach which accuracy: held-out accuracy against minutes, of runs that are there.
 
-    python benchmarks/time_to_accuracy.py results/time/*      # results/time_to_accuracy.png and a table
+    python benchmarks/time_to_accuracy.py checkpoints/a checkpoints/b    # checkpoints/time_to_accuracy.png and a table
 
 All runs must have had as many cores of the same kind. Work beside a run on its cores counts too.
 """
@@ -28,7 +28,7 @@ class TimeConfig:
 
     runs: tyro.conf.Positional[tuple[str, ...]]
     """folders of the runs"""
-    output: str = "results/time_to_accuracy.png"
+    output: str = "checkpoints/time_to_accuracy.png"
     """PNG file"""
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from evaluation.run_record import RunRecord
 from training.errors import UsageError
 
+MEAN_TOLERANCE = 1e-3  # of a channel, in 0..1; decoders of JPEG differ by less
 OTHER_SPLIT = "chose its best epoch on the {} images"
 
 
@@ -24,7 +25,7 @@ def require_comparable(records: Sequence[RunRecord]) -> None:
     ]
     for size in {run.config["img_size"]: None for run in records}:
         facts += [
-            ("was trained on pictures with the channel means {}", lambda run, size=size: pixel_means(run, size)),
+            ("was trained on pictures with the channel means {}", pixel_means(records, size)),
             (
                 "was tested on images with the SHA-256 {}",
                 lambda run, size=size: run.config["img_size"] == size and run.own_evaluation.get("test_images_sha256"),
@@ -49,12 +50,29 @@ def require_comparable(records: Sequence[RunRecord]) -> None:
         raise UsageError("\nerror: ".join(problems))
 
 
-def pixel_means(run: RunRecord, size: int) -> str | None:
-    """The channel means of a folder's training images of this size: two folders are told apart by them, not by name."""
-    means = run.about["data"].get("mean")
-    if run.config["dataset"] != "image-folder" or run.config["img_size"] != size or not means:
-        return None
-    return ", ".join(f"{mean:.4f}" for mean in means)
+def pixel_means(records: Sequence[RunRecord], size: int) -> Callable[[RunRecord], str | None]:
+    """A run's channel means if it learned from a folder's images of this size: they, not its name, tell folders apart.
+
+    Of runs with the same means it is those of the first of `records`.
+    """
+
+    def means_of(run: RunRecord) -> list[float] | None:
+        of_this_size = run.config["dataset"] == "image-folder" and run.config["img_size"] == size
+        return run.about["data"].get("mean") if of_this_size else None
+
+    known = [means for run in records if (means := means_of(run))]
+
+    def first_like(run: RunRecord) -> str | None:
+        if not (means := means_of(run)):
+            return None
+        return ", ".join(f"{mean:.4f}" for mean in next(one for one in known if same_means(one, means)))
+
+    return first_like
+
+
+def same_means(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether the channel means are of the same pictures, by whichever decoder of JPEG."""
+    return len(one) == len(other) and all(abs(a - b) <= MEAN_TOLERANCE for a, b in zip(one, other, strict=True))
 
 
 def other_choice(records: Sequence[RunRecord]) -> str:

@@ -3,7 +3,7 @@
 records = [read_run(Path(folder)) for folder in folders]  # of evaluation/run_record.py
 require_comparable(records)  # of evaluation/comparable.py
 rows = group(records)
-print(to_table(rows))
+print(to_table(to_cells(rows)))
 """
 
 import csv
@@ -131,8 +131,10 @@ def to_plain(rows: Sequence[Row]) -> list[dict[str, Any]]:
             ("test_accuracy", lambda run: run.test_accuracy),
         ):
             content[name], content[f"{name}_std"] = row.summary(value)
-        content |= {"images_seen": run.images_seen, "seconds": row.summary(lambda run: run.seconds)[0]}
-        content["images_per_second"] = row.summary(lambda run: run.images_per_second)[0]
+        content |= {"images_seen": run.images_seen, "seconds": None, "images_per_second": None}
+        if len({one.machine for one in row.runs}) == 1:  # a mean over several machines would be that of none
+            content["seconds"] = row.summary(lambda run: run.seconds)[0]
+            content["images_per_second"] = row.summary(lambda run: run.images_per_second)[0]
         plain.append({**content, "num_parameters": run.num_parameters, "flops": run.flops})
     return plain
 
@@ -168,7 +170,8 @@ def to_cells(rows: Sequence[Row]) -> list[dict[str, str]]:
             "best (%)": spread(row, "best_accuracy"), "last (%)": spread(row, "last_accuracy"),
             "test (%)": spread(row, "test_accuracy"),
             **{name: show(row[name]) for name in different},
-            COSTS_BEGIN: show(row["images_seen"], ","), "time": format_time(row["seconds"]),
+            COSTS_BEGIN: show(row["images_seen"], ","),
+            "time": "-" if row["seconds"] is None else format_time(row["seconds"]),
             "images/s": show(row["images_per_second"], ".0f"), "parameters": show(row["num_parameters"], ","),
             "GFLOP/image": show(row["flops"] and row["flops"] / 1e9, ".3g"),
         })  # fmt: skip
@@ -203,9 +206,8 @@ def markdown(cells: Sequence[dict[str, str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def to_table(rows: Sequence[Row], width: int = 120) -> str:
-    """The rows as a table for a terminal. Columns that don't fit go into further tables below, beside the names."""
-    cells = to_cells(rows)
+def to_table(cells: Sequence[dict[str, str]], width: int = 120) -> str:
+    """A table for a terminal. Columns that don't fit go into further tables below, beside those of the first."""
     columns = [[name, *(row[name] for row in cells)] for name in cells[0]]
     widths = [max(map(len, column)) for column in columns]
     blocks, used = [[0]], widths[0]

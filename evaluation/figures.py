@@ -51,7 +51,6 @@ def draw_figures(folder: Path, results: Results, skip: tuple[str, ...]) -> dict[
     Returns the figures that are left out, each with the reason. Figures of options that were not given don't count.
     """
     is_run = any((folder / name).exists() for name in ("config.json", "training_history.json"))
-    is_of_another_run = is_run and folder.resolve() != results.subject.path.parent.resolve()
     left_out: dict[str, str] = {}
     for name in FIGURES:
         path = folder / f"{name}.png"
@@ -60,8 +59,6 @@ def draw_figures(folder: Path, results: Results, skip: tuple[str, ...]) -> dict[
             path.unlink(missing_ok=True)
         if name in skip:
             left_out[name] = "left out by --skip"
-        elif of_training and is_of_another_run:
-            left_out[name] = "the folder holds another run and its own figure"
         elif not of_training and (reason := draw_figure(name, path, results)):
             left_out[name] = reason
     return left_out

@@ -3,16 +3,13 @@
 Accuracies and their intervals are in percent, losses in nats; everything else is a share in 0..1 or a number of images.
 """
 
-import math
-from collections.abc import Sequence
-from statistics import fmean, variance
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
-from scipy.stats import binomtest, t, ttest_rel
+from scipy.stats import binomtest, ttest_rel
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor
 
@@ -83,37 +80,6 @@ def wilson_interval(num_correct: int, num_images: int) -> tuple[float, float]:
     """
     interval = binomtest(num_correct, num_images).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
-
-
-def shares_interval(num_correct: int, other_correct: int, num_images: int) -> tuple[float, float]:
-    """The 95 % interval of a share of `num_images` minus another of as many, in -1..1: method 10 of Newcombe, 1998.
-
-    It is for two independent samples (https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8<873::AID-SIM779>3.0.CO;2-I);
-    for models on the same images it is wider than that of `compare`, which needs the single predictions.
-    """
-    share, other = num_correct / num_images, other_correct / num_images
-    low, high = wilson_interval(num_correct, num_images)
-    other_low, other_high = wilson_interval(other_correct, num_images)
-    below, above = math.hypot(share - low, other_high - other), math.hypot(high - share, other - other_low)
-    return share - other - below, share - other + above
-
-
-def seeds_interval(values: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of a mean minus another, of which one at least has several values.
-
-    Where both have, their variances may be unequal (Welch, 1947, https://doi.org/10.1093/biomet/34.1-2.28). A single
-    value is taken to vary as the others do (Student). Where no side has a variance the interval is not known: nan.
-    """
-    several = [side for side in (values, others) if len(side) > 1]
-    parts = [(variance(side) / len(side), len(side) - 1) for side in several]
-    squared_error = sum(part for part, _ in parts)
-    if not squared_error:
-        return math.nan, math.nan
-    degrees = squared_error**2 / sum(part**2 / freedom for part, freedom in parts)
-    if len(several) == 1:
-        squared_error += variance(several[0])
-    half = float(t.ppf(0.975, degrees)) * math.sqrt(squared_error)
-    return fmean(values) - fmean(others) - half, fmean(values) - fmean(others) + half
 
 
 def bin_of(confidence: Tensor, num_bins: int) -> Tensor:

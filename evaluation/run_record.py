@@ -69,6 +69,10 @@ class RunRecord:
         return self.about["data"].get("num_train_images")
 
     @property
+    def num_test_images(self) -> int | None:
+        return self.about["data"].get("num_test_images") or self.own_evaluation.get("num_images")
+
+    @property
     def images_seen(self) -> int | None:
         """Training images, each counted once an epoch, of the finished epochs."""
         return self.num_train_images and self.epochs_done * self.num_train_images
@@ -81,6 +85,12 @@ class RunRecord:
     def minutes(self) -> list[float]:
         """Minutes from the first step to the end of each epoch."""
         return [seconds / 60 for seconds in accumulate(self.history["epoch_time"])]
+
+    @property
+    def machine(self) -> tuple[Any, ...]:
+        """What it ran on, as far as it is known; with a history, if it went on elsewhere."""
+        names = ("device", "cpu", "threads", "world_size", "machines_before")
+        return tuple(str(self.about.get(name) or None) for name in names)
 
     @property
     def cores(self) -> str:
@@ -115,8 +125,9 @@ class RunRecord:
 
     @property
     def own_evaluation(self) -> dict[str, Any]:
-        """evaluation.json, if it is of the best epoch and of the test images of the run's own dataset; else empty."""
+        """evaluation.json, if it is of this model's best epoch and its own dataset's test images; else empty."""
         expected = {
+            "model_name": self.model_name,
             "chosen_on": self.split,
             "epoch": self.best_epoch,
             "dataset": self.config["dataset"],

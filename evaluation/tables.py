@@ -18,16 +18,14 @@ Or they name accuracies, in percent, and the table has the minutes until the run
     <!-- end of table -->
 """
 
-import math
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 
-from evaluation import metrics
+from evaluation import differences as differ
 from evaluation.comparable import require_comparable
-from evaluation.comparison import Row, group, markdown, to_cells, to_markdown
+from evaluation.comparison import Row, group, markdown, to_markdown
 from evaluation.run_record import RunRecord, read_run
 from training.errors import UsageError, exit_codes
 from training.files import write_atomically
@@ -35,10 +33,6 @@ from training.files import write_atomically
 ROOT = Path(__file__).parents[1]
 BEGIN, END = r"(<!-- (table|differences|minutes) of ([^:\n]+): ([^\n]+) -->\n)", r"(<!-- end of table -->)"
 TABLE = re.compile(f"{BEGIN}.*?{END}", re.DOTALL)
-ACCURACIES: dict[str, Callable[[RunRecord], float | None]] = {
-    "last": lambda run: run.accuracies[-1] if run.finished else None,
-    "test": lambda run: run.test_accuracy if run.finished else None,
-}
 
 
 def with_tables(page: str) -> str:
@@ -68,34 +62,28 @@ def differences(runs: str, what: str) -> str:
 
     `runs` and `what` are as in the example above; the accuracy is a share of so many images.
     """
-    patterns, _, baseline = runs.partition(" from ")
+    patterns, _, reference = runs.partition(" from ")
     found = re.fullmatch(r"(last|test) \(%\) of ([\d,]+) images", what)
-    if not (baseline and found):
-        raise UsageError(f"differences of {runs}: {what}: write RUNS from BASELINE: test (%) of N images, or last (%)")
-    in_turn = baseline == "the row before"
-    records = read_runs(patterns if in_turn else f"{patterns} {baseline}")
+    if not (reference and found):
+        raise UsageError(f"differences of {runs}: {what}: write RUNS from REFERENCE: test (%) of N images, or last (%)")
+    in_turn = reference == "the row before"
+    records = read_runs(patterns if in_turn else f"{patterns} {reference}")
     require_comparable(records)
-    rows, num_images = group(records), int(found[2].replace(",", ""))
-    known = [accuracies(row, ACCURACIES[found[1]], num_images) for row in rows]
-    base = 0 if in_turn else index_of(baseline, rows)
-    lines, notes = [], set()
-    for i, cells in enumerate(to_cells(rows)):
-        line = {name: cells[name] for name in ("run", "seeds", f"{found[1]} (%)")}
-        if i == base:
-            texts = ["", "", "the first" if in_turn else "the baseline"]
-        else:
-            other = known[i - 1 if in_turn else base]
-            texts = difference(known[i], other, num_images)
-            if known[i] and other:
-                notes.add(sum(len(side) > 1 for side in (known[i], other)))
-        lines.append(line | dict(zip(("points", "95 % interval", "verdict"), texts, strict=True)))
-    sentences = {
-        0: f"Where both sides have one seed, the interval is that of two shares of {num_images:,} images: **what other "
-        "seeds would give is not in it**.",
-        1: "Where one side has several seeds, the other's single run is taken to vary as much (Student's interval).",
-        2: "Where both sides have several seeds, the interval is Welch's, over the seeds.",
-    }
-    return f"{markdown(lines)}\n{' '.join(text for sides, text in sentences.items() if sides in notes)}\n"
+    rows, accuracy, num_images = group(records), found[1], int(found[2].replace(",", ""))
+    refuse_other_shares(records, accuracy, num_images)
+    base = 0 if in_turn else index_of(reference, rows)
+    bases = [None if i == base else i - 1 if in_turn else base for i in range(len(rows))]
+    parts = differ.differences(rows, accuracy, bases, num_images)
+    lines = differ.to_difference_cells(rows, accuracy, bases, parts, "the first" if in_turn else "the reference")
+    return f"{markdown(lines)}\n{' '.join(differ.notes(parts, num_images))}\n"
+
+
+def refuse_other_shares(records: Sequence[RunRecord], accuracy: str, num_images: int) -> None:
+    """UsageError where an accuracy is not a share of so many images."""
+    for run in records:
+        value = differ.ACCURACIES[accuracy](run)
+        if value is not None and abs(value * num_images / 100 - round(value * num_images / 100)) > 1e-6 * num_images:
+            raise UsageError(f"{run.name}: {value:g} % is not the accuracy on {num_images:,} images")
 
 
 def minutes(runs: str, levels: str) -> str:
@@ -138,29 +126,6 @@ def index_of(pattern: str, rows: list[Row]) -> int:
         if {run.name for run in row.runs} == names:
             return i
     raise UsageError(f"{pattern} is not one row of runs that differ only in the seed")
-
-
-def accuracies(row: Row, accuracy: Callable[[RunRecord], float | None], num_images: int) -> list[float]:
-    """The accuracy of each run, in percent; empty where one is not known. UsageError for no share of so many images."""
-    values = [value for value in map(accuracy, row.runs) if value is not None]
-    for value in values:
-        if abs(value * num_images / 100 - round(value * num_images / 100)) > 1e-6 * num_images:
-            raise UsageError(f"{row.name}: {value:g} % is not the accuracy on {num_images:,} images")
-    return values if len(values) == len(row.runs) else []
-
-
-def difference(values: list[float], others: list[float], num_images: int) -> list[str]:
-    """The difference of two mean accuracies in points, its 95 % interval, and the verdict."""
-    if not (values and others):
-        return ["-", "-", "not measured"]
-    if max(len(values), len(others)) > 1:
-        low, high = metrics.seeds_interval(values, others)
-    else:
-        count, other = (round(fmean(one) * num_images / 100) for one in (values, others))
-        low, high = (100 * bound for bound in metrics.shares_interval(count, other, num_images))
-    interval = "not known" if math.isnan(low) else f"{low:+.2f} to {high:+.2f}"
-    verdict = "better" if low > 0 else "worse" if high < 0 else "not decided"
-    return [f"{fmean(values) - fmean(others):+.2f}", interval, verdict]
 
 
 def main(pages: list[str]) -> None:

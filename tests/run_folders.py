@@ -40,6 +40,7 @@ def write_evaluation(folder: str, labels: list[int], predicted: list[int], **cha
     split = "val" if "val_acc" in history else "test"
     best = history["epoch"][int(np.argmax(history[f"{split}_acc"]))]
     evaluation = {
+        "model_name": json.loads((Path(folder) / "config.json").read_text())["model_name"],
         "dataset": "cifar10", "split": "test", "chosen_on": split, "epoch": best, "num_images": len(labels),
         "accuracy": 100 * sum(a == b for a, b in zip(labels, predicted, strict=True)) / len(labels),
         "test_images_sha256": "abc",

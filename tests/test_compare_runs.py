@@ -50,6 +50,24 @@ def test_two_evaluated_runs_are_tested(capsys):
     assert (found["first"], found["second"], found["mcnemar_p"]) == ("one", "other", pytest.approx(2 / 2**6))
 
 
+def test_several_seeds_are_compared_with_the_first_row(capsys):
+    runs = [write_run(Path(f"a/seed-{seed}"), [70.0 + seed], seed=seed) for seed in (1, 2, 3)]
+    runs += [write_run(Path(f"b/seed-{seed}"), [80.0 + seed], seed=seed, depth=2) for seed in (1, 2, 3)]
+    main(CompareConfig(tuple(runs), json="table.json"))
+    said = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "a 3 (1, 2, 3) 72.00 ± 1.00 the reference" in said
+    assert "b 3 (1, 2, 3) 82.00 ± 1.00 +10.00 +7.73 to +12.27 better" in said
+    assert "Where both sides have several seeds, the interval is Welch's, over the seeds." in said
+    [found] = json.loads(Path("table.json").read_text())["differences"]
+    assert (found["name"], found["from"], found["points"], found["verdict"]) == ("b", "a", 10.0, "better")
+
+
+def test_seeds_of_one_experiment_alone_are_compared_with_nothing(capsys):
+    main(CompareConfig(tuple(write_run(Path(f"seed-{seed}"), [70.0], seed=seed) for seed in (1, 2, 3)), json="t.json"))
+    assert "reference" not in capsys.readouterr().out
+    assert json.loads(Path("t.json").read_text())["differences"] == []
+
+
 def test_three_runs_are_not_tested_in_pairs(capsys):
     main(CompareConfig(tuple(write_run(Path(name), [70.0], seed=i) for i, name in enumerate("abc"))))
     assert "minus" not in (said := capsys.readouterr().out)

@@ -104,9 +104,10 @@ def test_shares_of_the_images_and_multiples_of_the_epochs():
 
 
 @pytest.mark.parametrize("epochs", [0, 1, 10])
-@pytest.mark.parametrize("suite", ["data-efficiency", "ladder"])
-def test_a_run_of_more_epochs_warms_up_for_as_large_a_share_of_it(suite, epochs):
-    jobs = plan(SuiteConfig(suite, epochs=epochs), 49_000)
+@pytest.mark.parametrize("suite", ["data-efficiency", "ladder", "recipe"])
+def test_a_run_of_more_or_fewer_epochs_warms_up_for_as_large_a_share_of_it(suite, epochs):
+    names = tuple(name for name in SUITES[suite] if name != "no-warmup" and (epochs != 1 or name != "half-the-epochs"))
+    jobs = plan(SuiteConfig(suite, epochs=epochs, only=names), 49_000)
     for script in {job.script for job in jobs}:
         shares = {job.config.warmup / job.config.num_epochs for job in jobs if job.script == script}
         assert max(shares) == pytest.approx(min(shares))
@@ -308,11 +309,23 @@ def test_a_suite_runs_skips_what_is_finished_and_goes_on_with_the_rest(suite, fo
         main(replace(suite, epochs=3))
 
 
+def test_the_table_has_what_earlier_commands_finished_by_the_same_settings_in_the_suites_order(
+    suite, forked, monkeypatch
+):
+    monkeypatch.setitem(SUITES, "recipe", TWO | {"other": Experiment(f"{TINY} --depth 2")})
+    main(replace(suite, only=("plain",), seeds=2))
+    main(replace(suite, only=("other",), epochs=1))  # of another length than what follows
+    main(replace(suite, only=("longer",)))
+    runs = [line.split(" | ")[:2] for line in (suite.folder / "table.md").read_text().splitlines()[2:]]
+    assert runs == [["| plain", "VisionTransformer"], ["| longer", "VisionTransformer"]]
+    assert "| 2 (1, 2) |" in (suite.folder / "table.md").read_text()
+
+
 def test_a_failed_run_is_reported_and_the_others_go_on(suite, forked, capsys):
     suite.folder.mkdir(parents=True)
     (suite.folder / "plain").mkdir()
     (suite.folder / "plain" / "seed-1").write_text("in the way")
-    with pytest.raises(RunError, match=r"1 of 2 runs failed: .*seed-1\. Remove a folder"):
+    with pytest.raises(RunError, match=r"1 of 2 runs failed: .*seed-1\. The same command tries"):
         main(suite)
     out = capsys.readouterr().out
     [failure] = [line for line in out.splitlines() if line.startswith("FAILED")]

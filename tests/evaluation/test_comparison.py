@@ -53,6 +53,7 @@ def test_the_speed_is_all_images_over_all_seconds(tmp_path):
         ("val", True, ("test_result", "evaluation"), 66.0),
         ("val", True, ("evaluation of epoch 1",), None),
         ("val", True, ("evaluation on other images",), None),
+        ("val", True, ("evaluation of another model",), None),
     ],
 )
 def test_the_test_accuracy_is_that_of_the_best_epoch_where_it_is_known(tmp_path, split, done, files, expected):
@@ -64,6 +65,7 @@ def test_the_test_accuracy_is_that_of_the_best_epoch_where_it_is_known(tmp_path,
             (tmp_path / "run" / "test_result.json").write_text(json.dumps(content))
         else:
             changes = {"evaluation of epoch 1": {"epoch": 1}, "evaluation on other images": {"chosen_on": None}}
+            changes |= {"evaluation of another model": {"model_name": "ResNet18"}}
             write_evaluation(folder, [0, 0, 1, 1], [0, 0, 1, 0], **changes.get(name, {}))
     assert read_run(Path(folder)).test_accuracy == expected
 
@@ -149,7 +151,7 @@ def test_any_setting_but_those_that_change_no_result_makes_another_row(tmp_path,
     else:
         assert len(rows) == 2
         assert comparison.differing_settings(rows) == [name]
-        assert to_table(rows).count(name) == 1
+        assert to_table(comparison.to_cells(rows)).count(name) == 1
 
 
 @pytest.mark.parametrize(
@@ -255,6 +257,22 @@ def test_the_same_rows_as_markdown_csv_and_json_wherever_the_folders_are(tmp_pat
         assert line["best_accuracy_std"] == ""
 
 
+@pytest.mark.parametrize(
+    ("change", "known"),
+    [({}, True), ({"threads": 1}, False), ({"cpu": "B"}, False), ({"machines_before": [{"threads": 1}]}, False)],
+)
+def test_seeds_of_several_machines_have_no_mean_time(tmp_path, change, known):
+    about = {"device": "cpu", "cpu": "A", "threads": 2, "world_size": 1, "machines_before": []}
+    folders = [
+        write_run(tmp_path / f"seed-{seed}", [70.0], seed=seed, about=about | (change if seed else {}))
+        for seed in (0, 1)
+    ]
+    [row] = comparison.to_plain(group(read(*folders)))
+    assert (row["seconds"], row["images_per_second"]) == ((1800, 100) if known else (None, None))
+    [cells] = comparison.to_cells(group(read(*folders)))
+    assert cells["time"] == ("30 min 00 s" if known else "-")
+
+
 @pytest.mark.parametrize("count", [1, 5, 40])
 def test_the_table_fits_a_terminal_and_leaves_nothing_out(tmp_path, count):
     folders = [
@@ -262,7 +280,7 @@ def test_the_table_fits_a_terminal_and_leaves_nothing_out(tmp_path, count):
         for i in range(count)
     ]
     rows = group(read(*folders))
-    table = to_table(rows)
+    table = to_table(comparison.to_cells(rows))
     assert max(map(len, table.splitlines())) <= 120
     for name, text in comparison.to_cells(rows)[-1].items():
         assert name in table
@@ -283,6 +301,7 @@ BASE: dict[str, Any] = {"dataset": "image-folder"}
         ({"data": {"class_names": ["cat", "cow"]}}, "has the classes cat, cow, the other has the classes cat, dog"),
         ({"split": "val"}, "chose its best epoch on the val images, the other .* on the test images"),
         ({"data": {"mean": [0.5, 0.51, 0.5]}}, "was trained on pictures with the channel means 0.5000, 0.5100, 0.5000"),
+        ({"data": {"mean": [0.5]}}, "was trained on pictures with the channel means 0.5000, the other"),
     ],
 )
 @pytest.mark.parametrize("place", range(3))
@@ -332,7 +351,8 @@ def test_what_a_run_does_not_say_or_can_differ_is_no_reason(tmp_path):
     larger = write_run(tmp_path / "larger", [70.0], **BASE, img_size=64, data={"mean": [0.4] * 3})
     write_evaluation(one, [0, 1], [0, 1], dataset="image-folder")
     write_evaluation(larger, [0, 1], [0, 1], dataset="image-folder", test_images_sha256="of 64 pixels")
-    require_comparable(read(one, other, larger))
+    decoded_otherwise = write_run(tmp_path / "jpeg", [70.0], **BASE, data={"mean": [0.50006, 0.4995, 0.5]})
+    require_comparable(read(one, other, larger, decoded_otherwise))
     elsewhere = write_run(tmp_path / "elsewhere", [70.0], **BASE)
     write_evaluation(elsewhere, [0] * 5, [0] * 5, dataset="image-folder", chosen_on=None)  # not on its own test images
     require_comparable(read(one, other, elsewhere))

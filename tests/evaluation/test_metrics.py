@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import t, ttest_ind, ttest_ind_from_stats
 from sklearn import metrics as sklearn_metrics
 from torch import Tensor
 
@@ -56,38 +55,6 @@ def test_the_interval_is_wilsons(num_correct, num_images):
         distance = (num_correct / num_images - bound) ** 2
         assert distance == pytest.approx(1.959964**2 * bound * (1 - bound) / num_images, rel=1e-5, abs=1e-9)
     assert 0 <= found[0] <= num_correct / num_images <= found[1] <= 1
-
-
-@pytest.mark.parametrize(
-    ("num_correct", "other_correct", "num_images", "expected"),
-    [(9, 3, 10, (0.1705, 0.8090)), (6, 2, 7, (0.0582, 0.8062))],  # Newcombe's table II, method 10, examples b and c
-)
-def test_the_interval_of_a_difference_of_shares_is_newcombes(num_correct, other_correct, num_images, expected):
-    assert metrics.shares_interval(num_correct, other_correct, num_images) == pytest.approx(expected, abs=1e-4)
-    low, high = metrics.shares_interval(other_correct, num_correct, num_images)
-    assert (-high, -low) == pytest.approx(expected, abs=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("values", "others"),
-    [([70.0, 72.0, 71.0], [73.0, 74.0]), ([1.0, 2.0], [5.0, 1.0, 9.0, 4.0]), ([60.0, 60.0], [1.0, 2.0])],
-)
-@pytest.mark.filterwarnings("ignore:Precision loss")
-def test_the_interval_over_seeds_is_welchs(values, others):
-    expected = ttest_ind(values, others, equal_var=False).confidence_interval(0.95)
-    assert metrics.seeds_interval(values, others) == pytest.approx(tuple(expected))
-
-
-@pytest.mark.parametrize("single", [68.0, 72.5])
-def test_a_single_run_is_taken_to_vary_as_the_others_do(single):
-    others = [70.0, 72.0, 71.5]
-    low, high = metrics.seeds_interval([single], others)
-    mean, std = float(np.mean(others)), float(np.std(others, ddof=1))
-    found = ttest_ind_from_stats(single, 0, 1, mean, std, 3, equal_var=True)
-    assert (low + high) / 2 == pytest.approx(single - mean)
-    assert 2 * t.sf((high - low) / 2 * found.statistic / (single - mean), 2) == pytest.approx(0.05)
-    assert (low < 0 < high) == (found.pvalue > 0.05)
-    assert metrics.seeds_interval(others, [single]) == pytest.approx((-high, -low))
 
 
 @pytest.mark.parametrize("seed", range(3))

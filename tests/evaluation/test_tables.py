@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from scipy.stats import ttest_ind
 
-from evaluation import metrics, tables
+from evaluation import tables
+from evaluation.differences import seeds_interval
 from evaluation.tables import TABLE, with_tables
 from tests.run_folders import write_run
 from training.errors import RunError, UsageError
@@ -74,7 +75,7 @@ def runs(tmp_path, monkeypatch) -> Path:
 def test_differences_from_a_baseline_have_an_interval_and_a_verdict(runs):
     text = tables.differences("*/* from a-baseline/*", "last (%) of 1,000 images")
     rows = rows_of(text)
-    assert rows["a-baseline"][-3:] == ["", "", "the baseline"]
+    assert rows["a-baseline"][-3:] == ["", "", "the reference"]
     welch = ttest_ind([73.0, 74.0, 75.5], [70.0, 72.0, 71.0], equal_var=False).confidence_interval(0.95)
     assert rows["b-seeds"] == [
         "3 (1, 2, 3)",
@@ -84,7 +85,7 @@ def test_differences_from_a_baseline_have_an_interval_and_a_verdict(runs):
         "better",
     ]
     assert rows["c-noisy"][-3::2] == ["+1.00", "not decided"]
-    low, high = metrics.seeds_interval([71.5], [70.0, 72.0, 71.0])
+    low, high = seeds_interval([71.5], [70.0, 72.0, 71.0])
     assert rows["d-little"][-3:] == ["+0.50", f"{low:+.2f} to {high:+.2f}", "not decided"]
     assert rows["e-worse"][-3::2] == ["-11.00", "worse"]
     assert rows["g-stopped"][-3:] == ["-", "-", "not measured"]
@@ -113,9 +114,9 @@ def test_seeds_without_any_variance_decide_nothing(runs):
 @pytest.mark.parametrize(
     ("marker", "problem"),
     [
-        ("*/*: last (%) of 1,000 images", "write RUNS from BASELINE"),
-        ("*/* from a-baseline/*: best (%) of 1,000 images", "write RUNS from BASELINE"),
-        ("*/* from a-baseline/*: last (%)", "write RUNS from BASELINE"),
+        ("*/*: last (%) of 1,000 images", "write RUNS from REFERENCE"),
+        ("*/* from a-baseline/*: best (%) of 1,000 images", "write RUNS from REFERENCE"),
+        ("*/* from a-baseline/*: last (%)", "write RUNS from REFERENCE"),
         ("*/* from [ab]*/*: last (%) of 1,000 images", "not one row"),
         ("*/* from a-baseline/seed-1: last (%) of 1,000 images", "not one row"),
         ("*/* from nothing: last (%) of 1,000 images", "no runs in nothing"),
