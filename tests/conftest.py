@@ -21,6 +21,8 @@ from PIL import Image
 from processes import Launcher
 from torchvision import datasets
 
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are of runs on a CPU, on every machine
+
 # Ignored in the background of a script, and under nohup: the tests of these signals need them.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) == signal.SIG_IGN:

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import itertools
+import json
 import math
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -15,6 +16,9 @@ from config_vit_cifar10 import ViTConfig
 from train_resnet_cifar10 import ResNetConfig
 from training.cli import parse_training_command
 from training.errors import UsageError
+from training.provenance import FREE_ON_RESUME
+
+EVIDENCE = Path(__file__).parents[1] / "results" / "presets"
 
 FIELDS: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(ViTConfig)}
 NUMBERS = {name for name, kind in FIELDS.items() if {int, float} & {kind, *get_args(kind)}}
@@ -61,10 +65,22 @@ def test_the_presets_are_the_choices_and_each_makes_a_config(config_class):
     assert set(get_args(get_type_hints(config_class)["preset"])) == set(config_class.presets)
 
 
+@pytest.mark.parametrize(
+    "path", sorted(EVIDENCE.glob("*/*/config.json")), ids=lambda path: path.parent.relative_to(EVIDENCE).as_posix()
+)
+def test_a_preset_is_what_the_runs_with_its_name_had(path):
+    """The README gives their accuracy as the preset's."""
+    saved = json.loads(path.read_text())["config"]
+    preset = ViTConfig.from_preset(path.parent.parent.name.removesuffix("-bf16")).to_dict()
+    free = {*FREE_ON_RESUME, "preset", "seed", "dataset"}
+    assert {name: preset[name] for name in preset if name not in free} == {
+        name: saved[name] for name in preset if name not in free
+    }
+
+
 @pytest.mark.parametrize("preset", ["cpu-15min", "cpu-1h", "overnight", "strong"])
 def test_the_presets_of_the_new_recipe_share_it_and_strong_has_the_baselines_size(preset):
     config, baseline = ViTConfig.from_preset(preset), ViTConfig()
-    assert config_vit_cifar10.NEW_RECIPE.keys() <= config.to_dict().keys()
     model = (config.global_pool, config.qk_norm, config.pos_embed, config.zero_init)
     assert (model, config.optimizer) == (("avg", True, "relative", True), "muon")
     assert (config.schedule, config.rel_pos_lr_scale) == ("wsd", 30)

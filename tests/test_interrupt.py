@@ -41,6 +41,7 @@ def start_importing(script: str, module: str, folder: Path, **options) -> subpro
         ("evaluate_vit.py", "tyro"), ("evaluate_vit.py", "torch"), ("evaluate_vit.py", "sklearn"),  # in this order
         ("compare_runs.py", "tyro"), ("compare_runs.py", "torch"),
         ("train_vit_cifar10.py", "torch"), ("train_resnet_cifar10.py", "torch"), ("export_vit.py", "torch"),
+        ("run_experiments.py", "torch"),
     ],
 )  # fmt: skip
 def test_an_interrupt_while_a_script_imports_prints_no_traceback(script, module, tmp_path):
@@ -52,8 +53,11 @@ def test_an_interrupt_while_a_script_imports_prints_no_traceback(script, module,
 
 @pytest.mark.parametrize(
     "script",
-    ["evaluate_vit.py", "compare_runs.py", "train_vit_cifar10.py", "train_resnet_cifar10.py", "export_vit.py"],
-)
+    [
+        "evaluate_vit.py", "compare_runs.py", "train_vit_cifar10.py", "train_resnet_cifar10.py", "export_vit.py",
+        "run_experiments.py",
+    ],
+)  # fmt: skip
 def test_an_ignored_interrupt_stays_ignored(script, tmp_path):
     ignore = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # noqa: E731 as nohup and `&` in a script do
     process = start_importing(script, "torch", tmp_path, preexec_fn=ignore)

@@ -172,8 +172,10 @@ def test_the_same_machine_and_what_moves_no_bits_is_none(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_the_machine_is_described_in_plain_values_and_is_the_same_twice(capsys):
+def test_the_machine_is_described_in_plain_values_and_is_the_same_twice(monkeypatch, capsys):
+    monkeypatch.setenv("TORCHINDUCTOR_CPP_MARCH", "icelake-server")
     machine = describe_machine(torch.device("cpu"), compiled=False)
+    assert machine["TORCHINDUCTOR_CPP_MARCH"] == "icelake-server"
     assert json.loads(json.dumps(machine)) == machine
     assert machine.keys() >= MACHINE.keys()
     assert machine["device"] == "cpu"

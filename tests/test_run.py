@@ -78,7 +78,7 @@ def test_output_that_nobody_reads_ends_a_run_that_is_saved(tmp_path, monkeypatch
     assert checkpoint.load(tmp_path / "run" / "last.pth")["epoch_sums"]["step"] == 4
 
 
-def test_ranks_must_agree_on_extend(monkeypatch):
+def test_ranks_must_agree_on_extend(tmp_path, monkeypatch):
     """Else one of them may go on with small images where the others have full ones."""
 
     def rank_0_first(_, shared: dict[str, Any]) -> None:
@@ -87,7 +87,7 @@ def test_ranks_must_agree_on_extend(monkeypatch):
     monkeypatch.setattr("training.distributed.rank_0_first", rank_0_first)
     for extend in (True, False):
         with pytest.raises(UsageError, match=f"extend: {extend}"):
-            main(ViTConfig(output_dir="never-made"), VisionTransformer, False, False, extend)
+            main(ViTConfig(output_dir=str(tmp_path / "run")), VisionTransformer, False, False, extend)
 
 
 @pytest.mark.parametrize(("scale", "rates"), [(1, {0.002, 0.02}), (30, {0.002, 0.02, 0.06})])

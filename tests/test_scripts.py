@@ -373,9 +373,6 @@ def command_after_stop(result: Result, folder: Path) -> list[str]:
     ("flags", "stop", "when", "number", "code", "done"),
     [
         pytest.param(TINY, stop_after_batches, 50, CTRL_C, 130, (0, 50), id="Ctrl-C amid epoch 1"),
-        pytest.param(TINY, stop_after_batches, 128 + 50, CTRL_C, 130, (1, 50), id="Ctrl-C amid epoch 2"),
-        pytest.param(TINY, stop_after_batches, 256, SIGTERM, 143, (1, 128), id="SIGTERM in the last step of epoch 2"),
-        pytest.param(TINY, stop_in_evaluation, 2, SIGTERM, 143, (1, 128), id="SIGTERM in the evaluation of epoch 2"),
         pytest.param(TINY, stop_in_evaluation, 3, SIGTERM, 143, (2, 128), id="SIGTERM in the last evaluation"),
         pytest.param(
             TINY, stop_before_writing_the_history, 2, SIGTERM, 143, (2, 1), id="SIGTERM while epoch 2 is saved"
@@ -412,16 +409,10 @@ def test_a_stopped_run_says_how_to_go_on_and_ends_as_one_that_was_never_stopped(
     ("flags", "stop", "when", "numbers", "code", "done"),
     [
         pytest.param(
-            TINY, stop_after_batches, 50, (CTRL_C, CTRL_C), 130, (0, 0), id="two Ctrl-C amid epoch 1"
-        ),
-        pytest.param(
             TINY, stop_after_batches, 128 + 50, (SIGTERM, CTRL_C), 130, (1, 0), id="SIGTERM and Ctrl-C amid epoch 2"
         ),
         pytest.param(
             EACH_STEP, stop_after_batches, 128 + 50, (CTRL_C, SIGTERM), 143, (1, 49), id="Ctrl-C and SIGTERM in a step"
-        ),
-        pytest.param(
-            EACH_STEP, stop_in_evaluation, 2, (CTRL_C, CTRL_C), 130, (1, 128), id="two Ctrl-C in an evaluation"
         ),
         pytest.param(
             TINY, stop_before_writing_the_history, 2, (SIGTERM, SIGTERM), 143, (2, 0), id="two SIGTERM at epoch 2's end"
@@ -448,6 +439,15 @@ def test_a_second_signal_stops_at_once_and_the_run_goes_on_from_its_last_save_to
     assert (resumed.code, resumed.err) == (0, "")
     assert files_of(folder).keys() == files_of(trained[0]).keys()
     assert_same_bits(folder, trained[0])
+
+
+def test_a_signal_in_the_last_save_ends_the_finished_run(trained, run, tmp_path, monkeypatch):
+    command = ["train_vit_cifar10.py", *TINY, "--output-dir", tmp_path / "run"]
+    with monkeypatch.context() as patched:
+        stop_before_writing_the_history(patched, 3, SIGTERM)
+        assert run(*command).code == 143
+    assert_same_bits(tmp_path / "run", trained[0])
+    assert "This run has all its 3 epochs already." in run(*command, "--resume").out
 
 
 @pytest.mark.parametrize("flags", [[], ["--overwrite"], ["--resume"]])

@@ -1,6 +1,7 @@
 """The contact sheet shows images as they are, and as training sees them in its first epochs."""
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -30,6 +31,7 @@ def test_a_row_holds_an_image_and_its_augmentation_in_each_of_the_first_epochs(t
             np.testing.assert_array_equal(tile, image.permute(1, 2, 0))
 
 
-def test_without_augmentation_there_is_no_sheet(tmp_path):
-    save_contact_sheet(loader_of(None), tmp_path / "sheet.png")
+@pytest.mark.parametrize("augmentation", [None, Augmentation(), Augmentation(magnitude=5)])
+def test_without_augmentation_there_is_no_sheet(tmp_path, augmentation):
+    save_contact_sheet(loader_of(augmentation), tmp_path / "sheet.png")
     assert not [*tmp_path.iterdir()]

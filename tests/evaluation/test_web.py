@@ -76,11 +76,12 @@ def test_a_browser_names_the_classes_that_the_evaluator_names(address, tmp_path,
     files = [*sorted(PICTURES.glob("*.jpg")), photo]
     config = evaluate_vit.EvaluateConfig(MODEL, images=tuple(map(str, files)), output_dir=str(tmp_path / "figures"))
     evaluate_vit.main(config)
-    lines = [re.findall(r"(\w+) ([\d.]+)%", line) for line in capsys.readouterr().out.splitlines() if ": " in line]
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith(tuple(map(str, files)))]
+    lines = [re.findall(r"(\w+) ([\d.]+)%", line) for line in said]
     table = "[...document.querySelectorAll('#classes tr')].map(row => [...row.cells].map(cell => cell.textContent))"
     with Browser(tmp_path / "profile") as browser:
         browser.open(address, 1000)
-        for file, guesses in zip(files, lines, strict=False):
+        for file, guesses in zip(files, lines, strict=True):
             browser.choose_file("#file", file)
             browser.wait_for(f"document.getElementById('status').textContent === '{file.name}'")
             rows = browser.evaluate(table)
