@@ -78,6 +78,24 @@ def test_output_that_nobody_reads_ends_a_run_that_is_saved(tmp_path, monkeypatch
     assert checkpoint.load(tmp_path / "run" / "last.pth")["epoch_sums"]["step"] == 4
 
 
+@pytest.mark.parametrize(
+    ("launch", "said"), [("first", "This run has all its 1 epochs already"), ("second", "Epoch [1/1]")]
+)
+def test_a_restart_by_torchrun_overwrites_another_launchs_run_and_never_its_own(
+    tmp_path, monkeypatch, capsys, launch, said
+):
+    flags = ["--preset", "demo", "--device", "cpu", "--num-epochs", "1", "--depth", "1", "--embed-dim", "12"]
+    flags += ["--num-heads", "1", "--max-train-images", "64", "--output-dir", str(tmp_path / "run")]
+    config = parse_training_command(ViTConfig, "", flags).config
+    monkeypatch.setattr("training.distributed.launch_id", lambda: "first")
+    main(config, VisionTransformer, False, False, False)
+    capsys.readouterr()
+    monkeypatch.setattr("training.distributed.launch_id", lambda: launch)
+    monkeypatch.setattr("training.distributed.was_restarted", lambda: True)
+    main(config, VisionTransformer, False, True, False)
+    assert said in capsys.readouterr().out
+
+
 def test_ranks_must_agree_on_extend(tmp_path, monkeypatch):
     """Else one of them may go on with small images where the others have full ones."""
 
