@@ -5,8 +5,8 @@
 
 Takes the output folders of train_vit_cifar10.py and train_resnet_cifar10.py, also of runs that are not finished. Runs
 that differ only in the seed become one row: mean ± standard deviation. Where a row has several seeds, a second table
-says how far the rows' test accuracies are from that of the first row. The difference of two runs that evaluate_vit.py
-has evaluated on the same images is tested image by image.
+says how far the test accuracies of finished rows are from the first one's. The difference of two runs that
+evaluate_vit.py has evaluated on the same images is tested image by image.
 """
 
 if __name__ == "__main__":  # Ctrl-C while torch is being imported ends the script without a traceback
@@ -84,13 +84,13 @@ def write_results(config: CompareConfig, records: list[RunRecord]) -> None:
     if warning := comparable.other_choice(records):
         print_warning(warning)
     difference = compare_two(records) if len(records) == 2 else None
-    differences = compare_rows(rows) if len(records) > len(rows) > 1 else []
+    over_seeds = compare_rows(rows) if len(records) > len(rows) else []
     for name, text in ((config.markdown, comparison.to_markdown(rows)), (config.csv, comparison.to_csv(rows))):
         if name:
             write_atomically(Path(name), lambda file, text=text: file.write(text.encode()))
     if config.json:
         write_json(
-            Path(config.json), {"rows": comparison.to_plain(rows), "differences": differences, "difference": difference}
+            Path(config.json), {"rows": comparison.to_plain(rows), "over_seeds": over_seeds, "difference": difference}
         )
     from evaluation.comparison_plots import Curves, plot_comparison  # its import takes seconds: after what can fail
 
@@ -101,18 +101,23 @@ def write_results(config: CompareConfig, records: list[RunRecord]) -> None:
 
 
 def compare_rows(rows: list[comparison.Row]) -> list[dict[str, Any]]:
-    """Print and return how far the test accuracy of each row is from that of the first one, in points."""
-    from evaluation.differences import differences, notes, to_difference_cells  # their import takes seconds
+    """Print and return how far the test accuracy of each row is from that of the first one that has it, in points."""
+    from evaluation import differences  # its import takes seconds
 
-    bases, num_images = [None, *[0] * (len(rows) - 1)], rows[0].runs[0].num_test_images
-    found = differences(rows, "test", bases, num_images)
-    print(f"\n{comparison.to_table(to_difference_cells(rows, 'test', bases, found, 'the reference'))}")
-    print(*[note.replace("**", "") for note in notes(found, num_images)], sep="\n")
+    measured = [row for row in rows if differences.values_of(row, "test")]
+    if len(measured) < 2:
+        return []
+    reference = measured[0]
+    num_images = next((run.num_test_images for row in rows for run in row.runs if run.num_test_images), None)
+    others = [None if row is reference else reference for row in measured]
+    compared = differences.compare(measured, others, "test", num_images)
+    print(f"\n{comparison.to_table(differences.to_cells(compared, 'test', 'the reference'))}")
+    print(*[note.replace("**", "") for note in differences.notes(compared, num_images)], sep="\n")
     return [
-        {"name": row.name, "from": rows[0].name}
-        | {"points": one.points, "interval": one.interval, "verdict": one.verdict}
-        for row, one in zip(rows, found, strict=True)
-        if one
+        {"name": one.row.name, "from": reference.name}
+        | {"points": one.difference.points, "interval": one.difference.interval, "verdict": one.difference.verdict}
+        for one in compared
+        if one.difference
     ]
 
 

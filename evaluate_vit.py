@@ -125,12 +125,12 @@ def main(config: EvaluateConfig) -> None:
 
 
 def refuse_folder_of_other_run(folder: Path, checkpoint: Path) -> None:
-    """UsageError where the evaluation would lie in the folder of another run, and count as that run's."""
-    for place in (folder, folder.parent):
-        if (place / "training_history.json").exists() and place.resolve() != checkpoint.parent.resolve():
-            raise UsageError(
-                f"--output-dir {folder}: {place} holds another run than that of {checkpoint}; name another folder"
-            )
+    """UsageError where the evaluation would count as that of a run whose folder does not hold the checkpoint."""
+    run = folder.parent if folder.name == "evaluation" else folder
+    if (run / "training_history.json").exists() and run.resolve() != checkpoint.parent.resolve():
+        raise UsageError(
+            f"--output-dir {folder}: {run} holds a run, and {checkpoint} is not in its folder; name another folder"
+        )
 
 
 def load_test_data(config: EvaluateConfig, subject: TrainedModel, model: TrainedModel) -> tuple[Dataset, str | None]:

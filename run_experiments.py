@@ -113,14 +113,17 @@ def main(config: SuiteConfig) -> None:
         most = len(dataset.train_images) - num_classes
         raise UsageError(f"--val-size must be 0 or between {num_classes} and {most} here, got {config.val_size}")
     share = min(num_images, config.max_train_images or num_images)
-    jobs, before = plan(config, share), finished_before(config, share)
-    refuse_other_images([*jobs, *before], dataset)
+    jobs = plan(config, share)
+    mean = channel_stats(dataset.train_images)[0]
+    if others := [str(job.folder) for job in jobs if has_other_images(job, dataset, mean)]:
+        raise UsageError(f"{others[0]} holds a run of other images than {config.data_dir}: choose another --output-dir")
     todo = [job for job in jobs if not job.finished]
     print(f"{config.suite}: {len(jobs)} runs in {config.folder}, {len(jobs) - len(todo)} of them finished", flush=True)
     if config.dry_run:
         print_plan(config, jobs, todo, num_images, len(dataset.test_images))
         return
     failed = run(config, todo, num_images)
+    before = [job for job in finished_before(config, jobs, share) if not has_other_images(job, dataset, mean)]
     in_turn = sorted([*jobs, *before], key=lambda job: (list(SUITES[config.suite]).index(job.name), job.config.seed))
     if folders := [job.folder for job in in_turn if job not in failed]:
         files = ["--markdown", config.folder / "table.md", "--output", config.folder / "curves.png"]
@@ -144,16 +147,22 @@ def plan(config: SuiteConfig, num_images: int) -> list[Job]:
     ]
     names: dict[tuple[Any, ...], str] = {}
     for job in jobs:
-        settings = what_counts(job.config)
-        settings["max_train_images"] = settings["max_train_images"] or num_images
-        like = names.setdefault((job.script, *settings.items()), job.name)
+        like = names.setdefault(experiment_of(job, num_images), job.name)
         if like != job.name:
             raise UsageError(f"{like} and {job.name} come to the same settings: give more epochs or training images")
     return jobs
 
 
-def finished_before(config: SuiteConfig, num_images: int) -> list[Job]:
-    """The suite's finished runs of the same settings that this command does not name: other experiments and seeds."""
+def experiment_of(job: Job, num_images: int) -> tuple[Any, ...]:
+    """What tells the job from those of other experiments."""
+    settings = what_counts(job.config)
+    settings["max_train_images"] = settings["max_train_images"] or num_images
+    return job.script, *((name, value) for name, value in settings.items() if name != "seed")
+
+
+def finished_before(config: SuiteConfig, jobs: list[Job], num_images: int) -> list[Job]:
+    """Other experiments and seeds of the suite than those of `jobs`, finished by earlier commands like this one."""
+    names = {experiment_of(job, num_images): job.name for job in jobs}
     found = []
     for name, experiment in SUITES[config.suite].items():
         for folder in (config.folder / name).glob("seed-*"):
@@ -161,7 +170,8 @@ def finished_before(config: SuiteConfig, num_images: int) -> list[Job]:
             if seed.isdecimal() and (name not in config.experiments or int(seed) > config.seeds):
                 with suppress(UsageError):  # its settings are others, or not possible with these flags
                     job = create_job(config, name, experiment, int(seed), num_images)
-                    found += [job] * job.finished
+                    if job.finished and names.setdefault(experiment_of(job, num_images), name) == name:
+                        found.append(job)
     return found
 
 
@@ -193,18 +203,14 @@ def settings_of(script: str, flags: list[str]) -> ViTConfig | ResNetConfig:
     return parse_training_command(ResNetConfig if script == RESNET else ViTConfig, "", flags).config
 
 
-def refuse_other_images(jobs: list[Job], dataset: Dataset) -> None:
-    """UsageError where a job's folder holds a run of other images, which the settings need not show."""
-    size, mean = dataset.train_images.shape[-1], channel_stats(dataset.train_images)[0]
-    for job in jobs:
-        saved = read_object(job.folder / "config.json").get("data")
-        if not isinstance(saved, dict) or not saved.keys() >= {"class_names", "mean"}:
-            continue
-        other_mean = job.config.img_size == size and not same_means(saved["mean"], mean)
-        if saved["class_names"] != dataset.class_names or other_mean:
-            raise UsageError(
-                f"{job.folder} holds a run of other images than {job.config.data_dir}: choose another --output-dir"
-            )
+def has_other_images(job: Job, dataset: Dataset, mean: list[float]) -> bool:
+    """Whether the job's folder holds a run of other images than these, with that mean; the settings may not show it."""
+    saved = read_object(job.folder / "config.json").get("data")
+    if not isinstance(saved, dict) or not saved.keys() >= {"class_names", "mean"}:
+        return False
+    same_size = job.config.img_size == dataset.train_images.shape[-1]
+    other_pixels = same_size and not same_means(saved["mean"], mean)
+    return saved["class_names"] != dataset.class_names or other_pixels
 
 
 def run(config: SuiteConfig, todo: list[Job], num_images: int) -> list[Job]:

@@ -2,7 +2,7 @@
 
     python benchmarks/time_to_accuracy.py checkpoints/a checkpoints/b    # checkpoints/time_to_accuracy.png and a table
 
-All runs must have had as many cores of the same kind. Work beside a run on its cores counts too.
+All runs must have had as many threads of the same processor. Work beside a run on its cores counts too.
 """
 
 import sys
@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository's root, whe
 
 from evaluation.comparison import group
 from evaluation.run_record import RunRecord, read_run
-from evaluation.tables import cores_of, minutes_table
+from evaluation.tables import minutes_table, threads_of
 from training.cli import parse
 from training.errors import UsageError, exit_codes
 
@@ -39,10 +39,10 @@ def main(config: TimeConfig) -> None:
     rows = group([read_run(Path(folder)) for folder in config.runs])
     print(minutes_table(rows, LEVELS))
     runs = {name: run for row in rows for name, run in row.named_runs.items()}
-    draw(runs, cores_of(rows), Path(config.output))
+    draw(runs, threads_of(rows), Path(config.output))
 
 
-def draw(runs: dict[str, RunRecord], cores: str, path: Path) -> None:
+def draw(runs: dict[str, RunRecord], threads: str, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     from training.plots import save_figure
@@ -56,7 +56,7 @@ def draw(runs: dict[str, RunRecord], cores: str, path: Path) -> None:
         )  # fmt: skip
     axes.margins(y=0.1)
     split = {"val": "held-out accuracy (%)", "test": "test accuracy (%)"}[next(iter(runs.values())).split]
-    axes.set(xlabel=f"minutes on {cores}", ylabel=split, xlim=(0, None))
+    axes.set(xlabel=f"minutes on {threads}", ylabel=split, xlim=(0, None))
     save_figure(figure, path)
 
 

@@ -21,7 +21,7 @@ def require_comparable(records: Sequence[RunRecord]) -> None:
         ("was trained on {}", lambda run: run.config["dataset"]),
         ("has the classes {}", lambda run: ", ".join(run.about["data"]["class_names"])),
         (OTHER_SPLIT, lambda run: run.split),
-        ("was tested on {} images", lambda run: run.own_evaluation.get("num_images")),
+        ("was tested on {} images", lambda run: run.num_test_images),
     ]
     for size in {run.config["img_size"]: None for run in records}:
         facts += [
@@ -53,7 +53,7 @@ def require_comparable(records: Sequence[RunRecord]) -> None:
 def pixel_means(records: Sequence[RunRecord], size: int) -> Callable[[RunRecord], str | None]:
     """A run's channel means if it learned from a folder's images of this size: they, not its name, tell folders apart.
 
-    Of runs with the same means it is those of the first of `records`.
+    Of runs with almost the same means it is those of the first of `records`.
     """
 
     def means_of(run: RunRecord) -> list[float] | None:

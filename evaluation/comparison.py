@@ -131,10 +131,13 @@ def to_plain(rows: Sequence[Row]) -> list[dict[str, Any]]:
             ("test_accuracy", lambda run: run.test_accuracy),
         ):
             content[name], content[f"{name}_std"] = row.summary(value)
-        content |= {"images_seen": run.images_seen, "seconds": None, "images_per_second": None}
-        if len({one.machine for one in row.runs}) == 1:  # a mean over several machines would be that of none
-            content["seconds"] = row.summary(lambda run: run.seconds)[0]
-            content["images_per_second"] = row.summary(lambda run: run.images_per_second)[0]
+        machines = {one.machine for one in row.runs}
+        alike = len(row.runs) == 1 or (len(machines) == 1 and None not in machines)  # else no machine has their mean
+        content |= {
+            "images_seen": run.images_seen,
+            "seconds": row.summary(lambda run: run.seconds)[0] if alike else None,
+        }
+        content["images_per_second"] = row.summary(lambda run: run.images_per_second)[0] if alike else None
         plain.append({**content, "num_parameters": run.num_parameters, "flops": run.flops})
     return plain
 

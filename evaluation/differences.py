@@ -5,11 +5,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 from scipy.stats import ttest_ind
 
-from evaluation.comparison import Row, to_cells
+from evaluation import comparison
+from evaluation.comparison import Row
 from evaluation.metrics import wilson_interval
 from evaluation.run_record import RunRecord
 
@@ -17,12 +17,12 @@ ACCURACIES: dict[str, Callable[[RunRecord], float | None]] = {
     "last": lambda run: run.accuracies[-1] if run.finished else None,
     "test": lambda run: run.test_accuracy if run.finished else None,
 }
-NOTES = (
-    "Where both sides have one seed, the interval is that of two shares of {} images: **what other seeds would give is "
-    "not in it**.",
-    "Where one side has several seeds, the other's single run is taken to vary as much (Student's interval).",
-    "Where both sides have several seeds, the interval is Welch's, over the seeds.",
-)
+NOTES = {  # by the number of sides that have several seeds
+    0: "Where both sides have one seed, the interval is that of two shares of {} images: **what other seeds would "
+    "give is not in it**.",
+    1: "Where one side has several seeds, the other's single run is taken to vary as much (Student's interval).",
+    2: "Where both sides have several seeds, the interval is Welch's, over the seeds.",
+}
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,15 @@ class Difference:
     points: float
     low: float
     high: float
-    num_several: int  # sides, of the two, that have several seeds
+    num_several: int  # of the two sides: those that have several seeds
 
     @property
     def verdict(self) -> str:
         """What the interval says; one of single runs says nothing about another training of the two."""
         if self.low <= 0 <= self.high or math.isnan(self.low):
             return "not decided"
-        return f"{'better' if self.low > 0 else 'worse'}{', one seed each' * (not self.num_several)}"
+        word = "better" if self.low > 0 else "worse"
+        return word if self.num_several else f"{word}, one seed each"
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -65,38 +66,44 @@ def difference(values: Sequence[float], others: Sequence[float], num_images: int
     return Difference(fmean(values) - fmean(others), low, high, num_several)
 
 
-def differences(
-    rows: Sequence[Row], accuracy: str, bases: Sequence[int | None], num_images: int | None
-) -> list[Difference | None]:
-    """Of each row from the row at the index in `bases`. None without such a row, or where one of them isn't measured.
+@dataclass(frozen=True)
+class Compared:
+    """A row beside another one. `other` is None where there is none, `difference` where either is not measured."""
 
-    `accuracy` is "test", or "last" on the monitored split.
-    """
-    known = [[ACCURACIES[accuracy](run) for run in row.runs] for row in rows]
-    measured = [[value for value in values if value is not None] for values in known]
-    whole = [values if len(values) == len(row.runs) else [] for values, row in zip(measured, rows, strict=True)]
-    return [
-        difference(whole[i], whole[base], num_images) if base is not None and whole[i] and whole[base] else None
-        for i, base in enumerate(bases)
-    ]
+    row: Row
+    other: Row | None
+    difference: Difference | None
 
 
-def to_difference_cells(
-    rows: Sequence[Row], accuracy: str, bases: Sequence[int | None], found: Sequence[Difference | None], base_name: str
-) -> list[dict[str, str]]:
-    """The text of each row's cells by column; a row without a base is called `base_name`."""
+def values_of(row: Row, accuracy: str) -> list[float]:
+    """The accuracy of each run: "test", or "last" on the monitored split. Empty where one is not known."""
+    values = [ACCURACIES[accuracy](run) for run in row.runs]
+    return [value for value in values if value is not None] if None not in values else []
+
+
+def compare(rows: Sequence[Row], others: Sequence[Row | None], accuracy: str, num_images: int | None) -> list[Compared]:
+    """Each row beside the one in the same place of `others`; accuracies are shares of `num_images` if known."""
+    compared = []
+    for row, other in zip(rows, others, strict=True):
+        values, base = values_of(row, accuracy), values_of(other, accuracy) if other else []
+        compared.append(Compared(row, other, difference(values, base, num_images) if values and base else None))
+    return compared
+
+
+def to_cells(compared: Sequence[Compared], accuracy: str, alone: str) -> list[dict[str, str]]:
+    """The text of each row's cells by column; `alone` is the verdict of a row without another."""
     lines = []
-    for cells, base, one in zip(to_cells(rows), bases, found, strict=True):
-        texts = ("", "", base_name) if base is None else one.cells if one else ("-", "-", "not measured")
-        line: dict[str, Any] = {name: cells[name] for name in ("run", "seeds", f"{accuracy} (%)")}
+    for one, cells in zip(compared, comparison.to_cells([one.row for one in compared]), strict=True):
+        texts = one.difference.cells if one.difference else ("-", "-", "not measured") if one.other else ("", "", alone)
+        line = {name: cells[name] for name in ("run", "seeds", f"{accuracy} (%)")}
         lines.append(line | dict(zip(("points", "95 % interval", "verdict"), texts, strict=True)))
     return lines
 
 
-def notes(found: Sequence[Difference | None], num_images: int | None) -> list[str]:
-    """Sentences that say what the intervals among `found` are."""
-    kinds = {one.num_several for one in found if one and not math.isnan(one.low)}
-    return [note.format(f"{num_images or 0:,}") for kind, note in enumerate(NOTES) if kind in kinds]
+def notes(compared: Sequence[Compared], num_images: int | None) -> list[str]:
+    """Sentences that say what the intervals are."""
+    known = {one.difference.num_several for one in compared if one.difference and one.difference.interval}
+    return [NOTES[num_several].format(f"{num_images or 0:,}") for num_several in sorted(known)]
 
 
 def shares_interval(num_correct: int, other_correct: int, num_images: int) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from typing import Any
 from config_vit_cifar10 import TrainConfig, ViTConfig
 from training import history
 from training.errors import RunError
-from training.provenance import FREE_ON_RESUME
+from training.provenance import FREE_ON_RESUME, MARCH
 
 NOT_COMPARED = (*FREE_ON_RESUME, "seed")  # settings that don't put a run into another row
 
@@ -87,23 +87,24 @@ class RunRecord:
         return [seconds / 60 for seconds in accumulate(self.history["epoch_time"])]
 
     @property
-    def machine(self) -> tuple[Any, ...]:
-        """What it ran on, as far as it is known; with a history, if it went on elsewhere."""
-        names = ("device", "cpu", "threads", "world_size", "machines_before")
-        return tuple(str(self.about.get(name) or None) for name in names)
+    def machine(self) -> tuple[Any, ...] | None:
+        """What its time depends on beside its settings; None where it isn't known, or did not stay the same."""
+        if self.about.get("machines_before") or not self.about.get("device"):
+            return None
+        return tuple(self.about.get(name) for name in ("device", "cpu", "threads", "world_size", "compile", MARCH))
 
     @property
-    def cores(self) -> str:
-        """What the run had from its beginning to its end, such as "2 cores (AMD EPYC)". RunError if it isn't known."""
-        device, threads, processes = (self.about.get(name) for name in ("device", "threads", "world_size"))
+    def threads(self) -> str:
+        """What the run had from its beginning to its end: "2 threads (AMD EPYC)". RunError where it isn't known."""
+        device, cpu, threads, processes = (self.about.get(name) for name in ("device", "cpu", "threads", "world_size"))
         if self.about.get("machines_before"):
             raise RunError(f"{self.name} went on with other threads or on another machine: its minutes don't add up")
-        if not (device and threads and processes):
-            raise RunError(f"{self.name}: config.json does not say on how many threads the run was")
+        if not (device and cpu and threads and processes):
+            raise RunError(f"{self.name}: config.json does not say on which processor and how many threads the run was")
         if device != "cpu":
             raise RunError(f"{self.name} ran on {device}: its minutes are not those of CPU cores")
         number = threads * processes
-        return f"{number} core{'s' * (number != 1)} ({self.about.get('cpu') or 'unknown'})"
+        return f"{number} thread{'s' * (number != 1)} ({cpu})"
 
     @property
     def images_per_second(self) -> float:

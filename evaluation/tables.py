@@ -7,12 +7,12 @@ A page has a table between two comments, which name the runs and the columns of 
     <!-- table of results/presets/*/*: run, epochs, test (%), time -->
     <!-- end of table -->
 
-Or they name a baseline, or `the row before`, and the accuracy whose differences from it the table has:
+Or they name a reference, or `the row before`, and the accuracy whose differences from it the table has:
 
     <!-- differences of results/ladder/* from results/ladder/1-baseline: test (%) of 10,000 images -->
     <!-- end of table -->
 
-Or they name accuracies, in percent, and the table has the minutes until the runs, on as many cores, reached them:
+Or they name accuracies, in percent, and the table has the minutes until the runs, on as many threads, reached them:
 
     <!-- minutes of results/time/*: 40, 50, 60 -->
     <!-- end of table -->
@@ -23,9 +23,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from evaluation import differences as differ
 from evaluation.comparable import require_comparable
 from evaluation.comparison import Row, group, markdown, to_markdown
+from evaluation.differences import ACCURACIES, compare, notes, to_cells
 from evaluation.run_record import RunRecord, read_run
 from training.errors import UsageError, exit_codes
 from training.files import write_atomically
@@ -71,17 +71,17 @@ def differences(runs: str, what: str) -> str:
     require_comparable(records)
     rows, accuracy, num_images = group(records), found[1], int(found[2].replace(",", ""))
     refuse_other_shares(records, accuracy, num_images)
-    base = 0 if in_turn else index_of(reference, rows)
-    bases = [None if i == base else i - 1 if in_turn else base for i in range(len(rows))]
-    parts = differ.differences(rows, accuracy, bases, num_images)
-    lines = differ.to_difference_cells(rows, accuracy, bases, parts, "the first" if in_turn else "the reference")
-    return f"{markdown(lines)}\n{' '.join(differ.notes(parts, num_images))}\n"
+    base = None if in_turn else rows[index_of(reference, rows)]
+    others = [None, *rows[:-1]] if in_turn else [None if row is base else base for row in rows]
+    compared = compare(rows, others, accuracy, num_images)
+    lines = to_cells(compared, accuracy, "the first" if in_turn else "the reference")
+    return f"{markdown(lines)}\n{' '.join(notes(compared, num_images))}\n"
 
 
 def refuse_other_shares(records: Sequence[RunRecord], accuracy: str, num_images: int) -> None:
     """UsageError where an accuracy is not a share of so many images."""
     for run in records:
-        value = differ.ACCURACIES[accuracy](run)
+        value = ACCURACIES[accuracy](run)
         if value is not None and abs(value * num_images / 100 - round(value * num_images / 100)) > 1e-6 * num_images:
             raise UsageError(f"{run.name}: {value:g} % is not the accuracy on {num_images:,} images")
 
@@ -98,7 +98,7 @@ def minutes(runs: str, levels: str) -> str:
 def minutes_table(rows: Sequence[Row], levels: Sequence[float]) -> str:
     """The Markdown table of the minutes, a line for each run: "-" where no epoch ended with that accuracy."""
     require_comparable([run for row in rows for run in row.runs])
-    cores_of(rows)
+    threads_of(rows)
     lines = []
     for name, run in ((name, run) for row in rows for name, run in row.named_runs.items()):
         ends = list(zip(run.minutes, run.accuracies, strict=True))
@@ -108,15 +108,15 @@ def minutes_table(rows: Sequence[Row], levels: Sequence[float]) -> str:
     return markdown(lines)
 
 
-def cores_of(rows: Sequence[Row]) -> str:
-    """The cores that the runs had, such as "2 cores (AMD EPYC)". UsageError where it isn't the same for all."""
+def threads_of(rows: Sequence[Row]) -> str:
+    """The threads that the runs had, such as "2 threads (AMD EPYC)". UsageError where it isn't the same for all."""
     first, *others = [run for row in rows for run in row.runs]
     for run in others:
-        if run.cores != first.cores:
+        if run.threads != first.threads:
             raise UsageError(
-                f"{run.name} ran on {run.cores}, {first.name} on {first.cores}: their minutes can't be compared"
+                f"{run.name} ran on {run.threads}, {first.name} on {first.threads}: their minutes can't be compared"
             )
-    return first.cores
+    return first.threads
 
 
 def index_of(pattern: str, rows: list[Row]) -> int:

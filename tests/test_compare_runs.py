@@ -58,14 +58,25 @@ def test_several_seeds_are_compared_with_the_first_row(capsys):
     assert "a 3 (1, 2, 3) 72.00 ± 1.00 the reference" in said
     assert "b 3 (1, 2, 3) 82.00 ± 1.00 +10.00 +7.73 to +12.27 better" in said
     assert "Where both sides have several seeds, the interval is Welch's, over the seeds." in said
-    [found] = json.loads(Path("table.json").read_text())["differences"]
+    [found] = json.loads(Path("table.json").read_text())["over_seeds"]
     assert (found["name"], found["from"], found["points"], found["verdict"]) == ("b", "a", 10.0, "better")
+
+
+def test_an_unfinished_run_is_no_reference(capsys):
+    runs = [write_run(Path("a"), [90.0], num_epochs=2)]
+    runs += [write_run(Path(f"{name}/seed-{seed}"), [70.0], seed=seed, depth=3) for name in "b" for seed in (1, 2)]
+    runs += [write_run(Path("c"), [71.0], depth=4)]
+    main(CompareConfig(tuple(runs), json="table.json"))
+    assert [(row["name"], row["from"]) for row in json.loads(Path("table.json").read_text())["over_seeds"]] == [
+        ("c", "b")
+    ]
+    assert "the reference" in capsys.readouterr().out
 
 
 def test_seeds_of_one_experiment_alone_are_compared_with_nothing(capsys):
     main(CompareConfig(tuple(write_run(Path(f"seed-{seed}"), [70.0], seed=seed) for seed in (1, 2, 3)), json="t.json"))
     assert "reference" not in capsys.readouterr().out
-    assert json.loads(Path("t.json").read_text())["differences"] == []
+    assert json.loads(Path("t.json").read_text())["over_seeds"] == []
 
 
 def test_three_runs_are_not_tested_in_pairs(capsys):

@@ -236,7 +236,7 @@ def test_going_on_with_another_number_of_processes_warns(launcher, stopped, tmp_
     about = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (about["world_size"], [machine["world_size"] for machine in about["machines_before"]]) == (1, [2])
     with pytest.raises(RunError, match="its minutes don't add up"):
-        print(read_run(tmp_path / "run").cores)
+        print(read_run(tmp_path / "run").threads)
 
 
 @pytest.mark.parametrize("victim", [0, 1])

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -152,9 +153,20 @@ def test_a_model_with_relative_positions_has_all_figures_too(digits, tmp_path):
 def test_the_folder_of_another_run_is_refused(digits, tmp_path, inside):
     write_run(tmp_path / "other", [70.0])
     before = {path: path.read_bytes() for path in (tmp_path / "other").rglob("*")}
-    with pytest.raises(UsageError, match=r"^--output-dir .*other.*: .*other holds another run than that of .*run/best"):
+    with pytest.raises(
+        UsageError, match=r"^--output-dir .*other.*: .*other holds a run, and .*run/best_model.pth is not in"
+    ):
         main(EvaluateConfig(digits, str(tmp_path / "other" / inside), device="cpu"))
     assert {path: path.read_bytes() for path in (tmp_path / "other").rglob("*")} == before
+
+
+@pytest.mark.parametrize("place", ["run/of-another", "run/finetuned", "run/finetuned/evaluation"])
+def test_a_folder_within_that_of_another_run_is_free(digits, tmp_path, place):
+    (tmp_path / "run" / "training_history.json").write_text("{}")
+    (tmp_path / "run" / "finetuned").mkdir()
+    path = shutil.copy(digits, tmp_path / "run" / "finetuned")
+    main(EvaluateConfig(str(path), str(tmp_path / place), device="cpu", skip=FIGURES))
+    assert (tmp_path / place / "evaluation.json").exists()
 
 
 @pytest.mark.parametrize("skip", [(), ("training_curves",)])

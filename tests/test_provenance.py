@@ -155,7 +155,6 @@ def test_more_epochs_are_refused_with_the_flag_that_helps_and_fewer_without():
         ({"compile": True}, "compile False before, True now"),
         ({"world_size": 2}, "world_size 1 before, 2 now"),
         ({"versions": MACHINE["versions"] | {"torch": "2.15.0"}}, "torch 2.14.0 before, 2.15.0 now"),
-        ({"TORCHINDUCTOR_CPP_MARCH": "x"}, "TORCHINDUCTOR_CPP_MARCH None before, x now"),
         ({"threads": 4, "compile": True}, "threads 2 before, 4 now; compile False before, True now"),
     ],
 )
@@ -163,6 +162,15 @@ def test_a_machine_whose_last_bits_may_differ_is_a_warning(change, said, capsys)
     warn_of_other_machine(MACHINE, MACHINE | change)
     line = f"WARNING: the bits may differ from those of an uninterrupted run: {said}\n"
     assert capsys.readouterr() == ("", line)
+
+
+@pytest.mark.parametrize(
+    ("compiled", "saved", "warns"), [(True, True, True), (False, True, False), (True, False, False)]
+)
+def test_what_torch_compile_compiled_for_counts_where_it_did_and_is_known(compiled, saved, warns, capsys):
+    before = MACHINE | {"compile": compiled} | ({"TORCHINDUCTOR_CPP_MARCH": None} if saved else {})
+    assert warn_of_other_machine(before, before | {"TORCHINDUCTOR_CPP_MARCH": "x"}) == warns
+    assert ("TORCHINDUCTOR_CPP_MARCH None before, x now" in capsys.readouterr().err) == warns
 
 
 def test_the_same_machine_and_what_moves_no_bits_is_none(capsys):

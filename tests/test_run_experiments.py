@@ -22,7 +22,7 @@ from tqdm import tqdm
 import run_experiments
 from config_experiments import SUITES, Experiment
 from config_vit_cifar10 import ViTConfig
-from run_experiments import SuiteConfig, advice, main, passes, plan, refuse_other_images, work_of
+from run_experiments import SuiteConfig, advice, has_other_images, main, passes, plan, work_of
 from training.console import TrainProgress
 from training.data import Dataset
 from training.errors import RunError, UsageError
@@ -181,12 +181,19 @@ def test_a_run_of_other_images_is_not_taken_for_finished(suite):
     job.folder.mkdir(parents=True)
     other_mean, other_names = {"mean": [0.2, 0.2, 0.21]}, {"class_names": ["a"]}
     (job.folder / "config.json").write_text('{"data": {"class_names": []}}')  # damaged: the table says so
-    refuse_other_images([job], dataset)
+    assert not has_other_images(job, dataset, [0.2] * 3)
     for change, alike in [({}, True), ({"mean": [0.2001] * 3}, True), (other_mean, False), (other_names, False)]:
         data = {"class_names": dataset.class_names, "mean": [0.2] * 3} | change
         (job.folder / "config.json").write_text(json.dumps({"data": data}))
-        with nullcontext() if alike else pytest.raises(UsageError, match="holds a run of other images than data"):
-            refuse_other_images([job], dataset)
+        assert has_other_images(job, dataset, [0.2] * 3) != alike
+
+
+def test_a_suite_whose_folder_holds_runs_of_other_images_is_refused(suite):
+    [job, *_] = plan(suite, 128)
+    job.folder.mkdir(parents=True)
+    write_json(job.folder / "config.json", {"data": {"class_names": ["a"], "mean": [0.2] * 3}})
+    with pytest.raises(UsageError, match=r"plain.seed-1 holds a run of other images than data: choose another"):
+        main(suite)
 
 
 def test_a_run_that_was_extended_or_has_another_precision_than_asked_for_is_another_run(suite, monkeypatch):
@@ -316,9 +323,11 @@ def test_the_table_has_what_earlier_commands_finished_by_the_same_settings_in_th
     main(replace(suite, only=("plain",), seeds=2))
     main(replace(suite, only=("other",), epochs=1))  # of another length than what follows
     main(replace(suite, only=("longer",)))
-    runs = [line.split(" | ")[:2] for line in (suite.folder / "table.md").read_text().splitlines()[2:]]
-    assert runs == [["| plain", "VisionTransformer"], ["| longer", "VisionTransformer"]]
-    assert "| 2 (1, 2) |" in (suite.folder / "table.md").read_text()
+    monkeypatch.setitem(SUITES, "recipe", SUITES["recipe"] | {"plain-too": Experiment(TINY)})  # no row with its likes
+    shutil.copytree(suite.folder / "plain" / "seed-2", suite.folder / "plain-too" / "seed-2")
+    main(replace(suite, only=("longer",)))
+    rows = [line.split(" | ")[:3] for line in (suite.folder / "table.md").read_text().splitlines()[2:]]
+    assert [(name.strip("| "), seeds) for name, _, seeds in rows] == [("plain", "2 (1, 2)"), ("longer", "1 (1)")]
 
 
 def test_a_failed_run_is_reported_and_the_others_go_on(suite, forked, capsys):

@@ -124,9 +124,9 @@ def refuse_other_run(saved: dict[str, Any], metadata: dict[str, Any], create_mod
 
 def warn_of_other_machine(before: dict[str, Any], now: dict[str, Any]) -> bool:
     """Print a warning where the last bits may differ from here on. Returns whether it did."""
-    names = ("device", "cpu", "threads", "world_size", "compile", MARCH)
-    pairs = [(name, before.get(name), now.get(name)) for name in names]  # early runs did not save MARCH
-    other = [f"{name} {old} before, {new} now" for name, old, new in pairs if old != new]
+    names = ["device", "cpu", "threads", "world_size", "compile"]
+    names += [MARCH] * (before["compile"] and now["compile"] and MARCH in before)  # early runs did not save it
+    other = [f"{name} {before[name]} before, {now[name]} now" for name in names if before[name] != now[name]]
     if before["versions"]["torch"] != now["versions"]["torch"]:
         other.append(f"torch {before['versions']['torch']} before, {now['versions']['torch']} now")
     if other:

@@ -259,7 +259,13 @@ def test_the_same_rows_as_markdown_csv_and_json_wherever_the_folders_are(tmp_pat
 
 @pytest.mark.parametrize(
     ("change", "known"),
-    [({}, True), ({"threads": 1}, False), ({"cpu": "B"}, False), ({"machines_before": [{"threads": 1}]}, False)],
+    [
+        ({}, True),
+        ({"threads": 1}, False),
+        ({"cpu": "B"}, False),
+        ({"compile": True}, False),
+        ({"machines_before": [{"threads": 1}]}, False),
+    ],
 )
 def test_seeds_of_several_machines_have_no_mean_time(tmp_path, change, known):
     about = {"device": "cpu", "cpu": "A", "threads": 2, "world_size": 1, "machines_before": []}
@@ -343,6 +349,12 @@ def test_runs_tested_on_other_images_are_refused(tmp_path, labels, change, reaso
     write_evaluation(other, labels, labels, **change)
     with pytest.raises(UsageError, match=f"it {reason}"):
         require_comparable(read(one, other))
+
+
+def test_runs_with_other_numbers_of_test_images_are_refused(tmp_path):
+    folders = [write_run(tmp_path / str(number), [70.0], data={"num_test_images": number}) for number in (500, 7)]
+    with pytest.raises(UsageError, match="it was tested on 7 images, the other was tested on 500 images"):
+        require_comparable(read(*folders))
 
 
 def test_what_a_run_does_not_say_or_can_differ_is_no_reason(tmp_path):

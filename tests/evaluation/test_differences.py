@@ -1,13 +1,14 @@
 """Differences of rows: their intervals equal formulas and examples from the papers, and say what they are."""
 
 import math
+from pathlib import Path
 from statistics import fmean, variance
 
 import pytest
 from scipy.stats import t
 
 from evaluation.comparison import group
-from evaluation.differences import difference, differences, notes, seeds_interval, shares_interval
+from evaluation.differences import compare, difference, notes, seeds_interval, shares_interval, to_cells
 from evaluation.run_record import read_run
 from tests.run_folders import write_run
 
@@ -74,12 +75,13 @@ def test_of_single_runs_on_an_unknown_number_of_images_only_the_points_are_known
     assert difference([75.0], [71.0], None).cells == ("+4.00", "not known", "not decided")
 
 
-def test_rows_without_a_base_or_without_all_their_tests_have_no_difference(tmp_path):
+def test_rows_without_another_or_without_all_their_tests_have_no_difference(tmp_path):
     folders = [write_run(tmp_path / "a" / f"seed-{seed}", [70.0 + seed], seed=seed) for seed in (1, 2)]
     folders += [write_run(tmp_path / "b", [80.0], "val", depth=2), write_run(tmp_path / "c", [90.0], depth=3)]
-    rows = group([read_run(tmp_path / folder) for folder in folders])
-    found = differences(rows, "test", [None, 0, 0], None)
-    assert [one and one.points for one in found] == [None, None, pytest.approx(18.5)]
-    assert notes(found, None) == [
+    rows = group([read_run(Path(folder)) for folder in folders])
+    compared = compare(rows, [None, rows[0], rows[0]], "test", None)
+    assert [one.difference and one.difference.points for one in compared] == [None, None, pytest.approx(18.5)]
+    assert [cells["verdict"] for cells in to_cells(compared, "test", "alone")] == ["alone", "not measured", "better"]
+    assert notes(compared, None) == [
         "Where one side has several seeds, the other's single run is taken to vary as much (Student's interval)."
     ]

@@ -134,18 +134,18 @@ def test_runs_that_cannot_be_compared_have_no_difference(runs):
         tables.differences("*/* x from a-baseline/*", "last (%) of 1,000 images")
 
 
-TWO_CORES = {"device": "cpu", "cpu": "AMD EPYC", "threads": 2, "world_size": 1}
+TWO_THREADS = {"device": "cpu", "cpu": "AMD EPYC", "threads": 2, "world_size": 1}
 
 
 def test_the_minutes_until_an_accuracy_is_first_reached(runs):
-    write_run(runs / "time" / "i-threads", [40.0, 60.5, 60.0], about=TWO_CORES)  # epochs of half an hour
-    write_run(runs / "time" / "j-ranks", [50.0], about=TWO_CORES | {"threads": 1, "world_size": 2})
+    write_run(runs / "time" / "i-threads", [40.0, 60.5, 60.0], about=TWO_THREADS)  # epochs of half an hour
+    write_run(runs / "time" / "j-ranks", [50.0], about=TWO_THREADS | {"threads": 1, "world_size": 2})
     assert rows_of(tables.minutes("time/*", "40, 60, 60.5, 61")) == {
         "i-threads": ["30.0", "60.0", "60.0", "-"],
         "j-ranks": ["30.0", "-", "-", "-"],
     }
-    write_run(runs / "seeds" / "seed-1", [70.0], about=TWO_CORES, seed=1)
-    write_run(runs / "seeds" / "seed-2", [60.0], about=TWO_CORES, seed=2)
+    write_run(runs / "seeds" / "seed-1", [70.0], about=TWO_THREADS, seed=1)
+    write_run(runs / "seeds" / "seed-2", [60.0], about=TWO_THREADS, seed=2)
     assert rows_of(tables.minutes("seeds/*", "65")) == {"seeds, seed 1": ["30.0"], "seeds, seed 2": ["-"]}
     with pytest.raises(UsageError, match="write percentages"):
         tables.minutes("time/*", "40 and 60")
@@ -155,14 +155,15 @@ def test_the_minutes_until_an_accuracy_is_first_reached(runs):
     ("change", "error", "problem"),
     [
         ({"device": "NVIDIA H100"}, RunError, "k ran on NVIDIA H100"),
-        ({"threads": None}, RunError, r"k: config.json does not say on how many threads"),
-        ({"threads": 1}, UsageError, r"k ran on 1 core \(AMD EPYC\), .*i on 2 cores \(AMD EPYC\)"),
-        ({"cpu": "Intel Xeon"}, UsageError, r"k ran on 2 cores \(Intel Xeon\), .*i on 2 cores \(AMD EPYC\)"),
+        ({"cpu": None}, RunError, r"k: config.json does not say on which processor"),
+        ({"threads": None}, RunError, r"k: config.json does not say on which"),
+        ({"threads": 1}, UsageError, r"k ran on 1 thread \(AMD EPYC\), .*i on 2 threads \(AMD EPYC\)"),
+        ({"cpu": "Intel Xeon"}, UsageError, r"k ran on 2 threads \(Intel Xeon\), .*i on 2 threads \(AMD EPYC\)"),
     ],
 )
-def test_minutes_on_other_cores_can_not_be_compared(runs, change, error, problem):
-    write_run(runs / "time" / "i", [40.0], about=TWO_CORES)
-    write_run(runs / "time" / "k", [40.0], about=TWO_CORES | change)
+def test_minutes_on_other_threads_can_not_be_compared(runs, change, error, problem):
+    write_run(runs / "time" / "i", [40.0], about=TWO_THREADS)
+    write_run(runs / "time" / "k", [40.0], about=TWO_THREADS | change)
     with pytest.raises(error, match=problem):
         tables.minutes("time/*", "40")
 

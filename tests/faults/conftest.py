@@ -23,7 +23,7 @@ if sys.platform != "linux":
     collect_ignore_glob = ["test_*.py"]  # they need /proc, pidfd_open and prlimit
 
 KILLS = int(os.environ.get("FAULT_KILLS", "30"))
-FLIPS = KILLS // 10  # as many bits are flipped
+FLIPS = max(1, KILLS // 10)  # bits that are flipped, each in a test of its own
 TERMINAL = f"{ON_DIGITS}, in a terminal"
 ROWS = [  # of the table: the fault, and the setting of the runs
     ("killed at a random moment", ON_DIGITS),
