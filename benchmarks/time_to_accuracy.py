@@ -19,7 +19,6 @@ from evaluation.tables import minutes_table, threads_of
 from training.cli import parse
 from training.errors import UsageError, exit_codes
 
-CROWDED = 10  # points, in which another curve's end leaves a name no room above its own
 LEVELS = (30, 40, 50, 60, 70, 75, 80, 85)  # percent, for the table
 
 
@@ -49,17 +48,11 @@ def draw(runs: dict[str, RunRecord], threads: str, path: Path) -> None:
     from training.plots import save_figure
 
     figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
-    for i, (name, run) in enumerate(runs.items()):
-        axes.plot(run.minutes, run.accuracies, "o-", markersize=4, color=f"C{i}")
-        end = run.accuracies[-1]
-        crowded = any(0 < other.accuracies[-1] - end < CROWDED for other in runs.values())
-        axes.annotate(
-            f"{name}  {end:.1f} %", (run.minutes[-1], end), (4, -18 if crowded else 9),
-            textcoords="offset points", horizontalalignment="right", color=f"C{i}", fontweight="bold",
-        )  # fmt: skip
-    axes.margins(y=0.1)
+    for name, run in runs.items():
+        axes.plot(run.minutes, run.accuracies, "o-", markersize=4, label=f"{name}  {run.accuracies[-1]:.1f} %")
     split = {"val": "held-out accuracy (%)", "test": "test accuracy (%)"}[next(iter(runs.values())).split]
     axes.set(xlabel=f"minutes on {threads}", ylabel=split, xlim=(0, None))
+    axes.legend(loc="lower right")
     save_figure(figure, path)
 
 
