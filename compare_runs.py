@@ -114,8 +114,13 @@ def compare_rows(rows: list[comparison.Row]) -> list[dict[str, Any]]:
     print(f"\n{comparison.to_table(differences.to_cells(compared, 'test', 'the reference'))}")
     print(*[note.replace("**", "") for note in differences.notes(compared, num_images)], sep="\n")
     return [
-        {"name": one.row.name, "from": reference.name}
-        | {"points": one.difference.points, "interval": one.difference.interval, "verdict": one.difference.verdict}
+        {
+            "name": one.row.name,
+            "from": reference.name,
+            "points": one.difference.points,
+            "interval": one.difference.interval,
+            "verdict": one.difference.verdict,
+        }
         for one in compared
         if one.difference
     ]

@@ -98,7 +98,7 @@ def minutes(runs: str, levels: str) -> str:
 def minutes_table(rows: Sequence[Row], levels: Sequence[float]) -> str:
     """The Markdown table of the minutes, a line for each run: "-" where no epoch ended with that accuracy."""
     require_comparable([run for row in rows for run in row.runs])
-    threads_of(rows)
+    threads_of(rows)  # refuses runs on other ones
     lines = []
     for name, run in ((name, run) for row in rows for name, run in row.named_runs.items()):
         ends = list(zip(run.minutes, run.accuracies, strict=True))
