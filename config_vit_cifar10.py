@@ -46,7 +46,7 @@ class TrainConfig:
     muon_learning_rate: float = 0.02
     """the peak for the weights that muon updates; learning_rate is that of the others (0.02: Muon's authors)"""
     schedule: Literal["cosine", "linear", "wsd"] = "cosine"
-    """how the learning rate falls to 0 (linear: arXiv 2310.07831; wsd: in the last 30 % of the steps, 2405.18392)"""
+    """how the learning rate falls to 0 (linear: arXiv 2310.07831; wsd: in the last 30 % after warmup, 2405.18392)"""
     weight_decay: float = 0.05
     """weight decay of weight matrices; biases, norms, tokens and position embeddings have none (the recipe: 0.05)"""
     warmup_epochs: float | Literal["auto"] = "auto"

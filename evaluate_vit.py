@@ -17,6 +17,8 @@ if __name__ == "__main__":  # Ctrl-C while torch is being imported ends the scri
 
     end_at_interrupt()
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -87,16 +89,20 @@ def main(config: EvaluateConfig) -> None:
         return
     refuse_folder_of_other_run(folder, subject.path)
     other = TrainedModel.load(config.compare, MODELS, device) if config.compare else None
-    dataset, chosen_on = load_test_data(config, subject, subject)
-    other_dataset, other_chosen_on = load_test_data(config, subject, other) if other else (dataset, None)
+    load = functools.cache(load_dataset)  # two models of one image size have the same images
+    dataset, chosen_on = load_test_data(config, subject, subject, load)
+    other_dataset, other_chosen_on = load_test_data(config, subject, other, load) if other else (dataset, None)
     if config.flip and not dataset.mirrorable:
         raise UsageError("--flip: the mirror images of this dataset would show something else; leave out --flip")
+    fingerprint = predictions.fingerprint(dataset)
+    if not config.output_dir and (config.dataset or config.data_dir):
+        refuse_other_images(folder, fingerprint)
     create_folder(folder)
 
     labels, logits = dataset.test_labels, subject.predict(dataset)
     name = config.dataset or subject.saved["config"]["dataset"]
     evaluation = {**subject.describe(), "dataset": name, "split": "test", "chosen_on": chosen_on}
-    evaluation["test_images_sha256"] = predictions.fingerprint(dataset)
+    evaluation["test_images_sha256"] = fingerprint
     evaluation |= metrics.measure(logits, labels, subject.class_names)
     if config.flip:
         evaluation["flip"] = metrics.headline(subject.predict_with_flip(dataset, logits), labels)
@@ -133,8 +139,16 @@ def refuse_folder_of_other_run(folder: Path, checkpoint: Path) -> None:
         )
 
 
-def load_test_data(config: EvaluateConfig, subject: TrainedModel, model: TrainedModel) -> tuple[Dataset, str | None]:
-    """The images to evaluate `model` on, in its image size, and the split on which its epoch was chosen.
+def refuse_other_images(folder: Path, fingerprint: str) -> None:
+    """UsageError where the folder has the evaluation of images with another fingerprint."""
+    if history.read_object(folder / "evaluation.json").get("test_images_sha256", fingerprint) != fingerprint:
+        raise UsageError(f"{folder} holds the evaluation of other images: name another folder by --output-dir")
+
+
+def load_test_data(
+    config: EvaluateConfig, subject: TrainedModel, model: TrainedModel, load: Callable[..., Dataset]
+) -> tuple[Dataset, str | None]:
+    """The images to evaluate `model` on, by `load`, in its image size, and the split on which its epoch was chosen.
 
     The images are those that `config` names, by default those of the dataset that `subject` was trained on. The split
     is None if it is unknown or the images are not from the dataset that `model` was trained on. RunError if the
@@ -145,7 +159,7 @@ def load_test_data(config: EvaluateConfig, subject: TrainedModel, model: Trained
     same = name == settings["dataset"]
     data_dir = config.data_dir or (settings["data_dir"] if same else "data")
     data_url = settings["data_url"] if same else ""
-    dataset = load_dataset(name, data_dir, model.img_size, data_url, settings.get("cache", True))
+    dataset = load(name, data_dir, model.img_size, data_url, settings.get("cache", True))
     if dataset.class_names != model.class_names:
         raise RunError(
             f"{model.path} knows the classes {shorten(model.class_names)}; {name} has {shorten(dataset.class_names)}"

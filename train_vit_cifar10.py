@@ -67,7 +67,8 @@ def train(
     dtype, why_dtype = select_precision(config.precision, device)
     metadata = describe_run(config, create_model, dataset, train_loader, eval_loader.split, dtype)
     was_compiled = run.saved["machine"]["compile"] if run.saved else None
-    compiled, why_compiled = select_compile(config.compile, metadata["work"], device, dtype, was_compiled)
+    whole = len(train_loader.images) >= config.batch_size > distributed.world_size()
+    compiled, why_compiled = select_compile(config.compile, metadata["work"], device, dtype, was_compiled, whole)
 
     torch.manual_seed(config.seed)
     model = create_model(**metadata["model_args"]).to(device)
@@ -80,9 +81,8 @@ def train(
     optimizer = create_optimizer(
         model, config.optimizer, config.learning_rate, config.weight_decay, config.muon_learning_rate
     )
-    if isinstance(config, ViTConfig) and config.layer_decay < 1:
+    if isinstance(config, ViTConfig):
         decay_by_layer(optimizer, model, config.layer_decay)
-    if isinstance(config, ViTConfig) and config.rel_pos_lr_scale != 1:
         scale_relative_positions(optimizer, model, config.rel_pos_lr_scale)
     run.begin(model, optimizer, train_loader, create_model, metadata, describe_machine(device, compiled))
     warmup_steps, total_steps = round(config.warmup * len(train_loader)), config.num_epochs * len(train_loader)

@@ -76,7 +76,7 @@ def main(config: CostConfig) -> None:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot as plt
-    from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
     from training.plots import save_figure
 
@@ -89,7 +89,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         scale = tiny["ms_per_image"] / tiny["gflop_per_image"]
         axes.plot(labels, [scale * row["gflop_per_image"] for row in here], "s--", label="as the arithmetic grows")
         axes.set(xlabel=axis, yscale="log")
-        axes.yaxis.set(major_locator=FixedLocator([2, 5, 10, 20, 50]), major_formatter=ScalarFormatter())
+        axes.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=ScalarFormatter())
         axes.yaxis.set_minor_locator(NullLocator())
     all_axes[0].set_ylabel("ms an image (log scale)")
     all_axes[0].legend()

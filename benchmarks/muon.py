@@ -2,8 +2,8 @@
 
     python benchmarks/muon.py                                 # a table, and results/muon.json; two minutes on two cores
 
-The model is that of --preset cpu-1h. All optimizers take the same gradients, in turn; the medians are reported. Both
-Muons have AdamW for the outer layers, and queries, keys and values apart.
+The model is that of --preset cpu-1h. The optimizers step in turn; the medians are reported. Both Muons have the same
+matrices, queries, keys and values apart, and AdamW for the other parameters.
 """
 
 import statistics
@@ -51,7 +51,7 @@ def main(config: MuonConfig) -> None:
         "forward and backward, 32x32": large,
         "AdamW": create_optimizer(model, "adamw", 1e-3, 0.05).step,
         "Muon": create_optimizer(model, "muon", 1e-3, 0.05).step,
-        "torch.optim.Muon": torch_muon(model),
+        "torch.optim.Muon": torch_muon(create_optimizer(model, "muon", 1e-3, 0.05)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(config.rounds + 2):
@@ -84,14 +84,16 @@ def passes(
     return step
 
 
-def torch_muon(model: nn.Module) -> Callable[[], None]:
-    """A function that does the same step with torch's own Muon and AdamW, on the gradients of the model."""
+def torch_muon(ours: torch.optim.Optimizer) -> Callable[[], None]:
+    """A function that does the step of `ours` with torch's own Muon, on copies of its matrices, and torch's AdamW."""
     hidden: list[nn.Parameter] = []
-    for name, weight in model.named_parameters():
-        if name.startswith("blocks.") and weight.ndim == 2:
-            parts = 3 if name.endswith("qkv.weight") else 1
-            hidden += [nn.Parameter(part.detach().clone()) for part in weight.chunk(parts)]
-    outer = [weight for name, weight in model.named_parameters() if not name.startswith("blocks.") or weight.ndim < 2]
+    outer: list[nn.Parameter] = []
+    for group in ours.param_groups:
+        if "parts" not in group:  # AdamW's
+            outer += group["params"]
+            continue
+        for weight in group["params"]:
+            hidden += [nn.Parameter(part.detach().clone()) for part in weight.chunk(group["parts"])]
     muon = torch.optim.Muon(hidden, lr=0.02, weight_decay=0.05, momentum=0.95, adjust_lr_fn="original")
     adamw = torch.optim.AdamW(outer, lr=1e-3, fused=True)
     for weight in hidden:

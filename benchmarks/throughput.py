@@ -4,8 +4,9 @@
     python benchmarks/throughput.py --no-compiled             # only the steps without torch.compile: shorter
     python benchmarks/throughput.py --json > throughput.json  # the same as JSON
 
-A step is forward, loss, backward and AdamW on a batch in memory. All models have the same shape, and dropout 0.1 in the
-same places; two libraries' models are changed for that (below). "Compiled" means torch.compile with its defaults.
+A step is forward, loss, backward and fused AdamW on a batch in memory. All models have the same shape, and dropout 0.1
+in the same places; two libraries' models are changed for that (below). "Compiled" means torch.compile with its
+defaults; of this repository's model, as in training: for one batch size, with the plain model's random numbers.
 "Products alone" is an upper bound: only the matrix products of a step, each at the shape it has in the model.
 The last rows are whole trainings by command, data path included. bf16 is left out where the hardware does not have it.
 
@@ -55,7 +56,7 @@ class BenchmarkConfig:
     rounds: int = 4
     """timed steps of each candidate in a turn, after two untimed ones"""
     epochs: int = 1
-    """timed epochs of each training in a turn, 23 steps each, after an untimed one"""
+    """timed epochs of each training in a turn, of 1,437 images each, after an untimed one"""
     compiled: bool = True
     """time the steps with torch.compile too; compiling takes half a minute a candidate"""
     json: bool = False
@@ -139,12 +140,12 @@ TRAININGS = {"whole training": ["--no-compile"], "whole training compiled": ["--
 def create_step(
     model: nn.Module, batch_size: int, dtype: torch.dtype, device: torch.device, *, ours: bool, compiled: bool = False
 ) -> Callable[[], None]:
-    """A function that does one training step; `ours` uses this repository's optimizer, the others torch's AdamW."""
+    """A function that does one training step; `ours` has this repository's parameter groups and way to compile."""
     model.to(device).train()
     if ours:
         optimizer = create_optimizer(model, "adamw", learning_rate=1e-3, weight_decay=0.05)
     else:
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05, fused=True)
     images = torch.randn(batch_size, 3, 32, 32, device=device)
     labels = torch.randint(10, (batch_size,), device=device)
     step_model: Any = model
@@ -164,22 +165,25 @@ def create_step(
 
 
 def create_products(batch_size: int, dtype: torch.dtype, device: torch.device) -> Callable[[], None]:
-    """A function that computes only the matrix products of a step, forward and backward."""
-    n = batch_size * TOKENS
-    linear = [(n, WIDTH, 3 * WIDTH), (n, WIDTH, WIDTH), (n, WIDTH, HIDDEN), (n, HIDDEN, WIDTH)]
-    pairs = []
-    for rows, inner, columns in linear:  # the product, then the gradients of its two factors
-        for shape in ((rows, inner, columns), (rows, columns, inner), (inner, rows, columns)):
-            pairs.append(matrices((), *shape, dtype, device))
-    heads = (batch_size * HEADS,)
-    for inner, columns in ((WIDTH // HEADS, TOKENS), (TOKENS, WIDTH // HEADS)):
-        for shape in ((TOKENS, inner, columns), (TOKENS, columns, inner), (inner, TOKENS, columns)):
-            pairs.append(matrices(heads, *shape, dtype, device))
+    """A function that computes only the matrix products of a step's blocks, forward and backward."""
+
+    def products_of_block(queries: int) -> list[tuple[Tensor, Tensor]]:
+        """Pairs of factors; `queries` of an image's tokens attend, and go on to the MLP."""
+        n, heads, width = batch_size * queries, (batch_size * HEADS,), WIDTH // HEADS
+        products = [((), batch_size * TOKENS, WIDTH, 3 * WIDTH)]
+        products += [(heads, queries, width, TOKENS), (heads, queries, TOKENS, width)]
+        products += [((), n, WIDTH, WIDTH), ((), n, WIDTH, HIDDEN), ((), n, HIDDEN, WIDTH)]
+        pairs = []
+        for batch, rows, inner, columns in products:  # the product, then the gradients of its two factors
+            for shape in ((rows, inner, columns), (rows, columns, inner), (inner, rows, columns)):
+                pairs.append(matrices(batch, *shape, dtype, device))
+        return pairs
+
+    whole, last = products_of_block(TOKENS), products_of_block(queries=1)  # the head needs the class token only
 
     def step() -> None:
-        for _ in range(DEPTH):
-            for left, right in pairs:
-                torch.matmul(left, right)
+        for left, right in (DEPTH - 1) * whole + last:
+            torch.matmul(left, right)
         if device.type != "cpu":
             torch.get_device_module(device).synchronize()
 
@@ -285,7 +289,8 @@ def main(config: BenchmarkConfig) -> None:
         candidates[f"products alone {precision}"] = create_products(config.batch_size, dtype, device)
     plain = ResNet18().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     candidates["ResNet-18 plain fp32"] = create_step(plain, config.batch_size, torch.float32, device, ours=False)
-    candidates["ResNet-18 ours"] = create_step(ResNet18(), config.batch_size, best_dtype, device, ours=True)
+    for precision, dtype in precisions.items():
+        candidates[f"ResNet-18 ours {precision}"] = create_step(ResNet18(), config.batch_size, dtype, device, ours=True)
     commands = {name: flags for name, flags in TRAININGS.items() if not problem or "--compile" not in flags}
 
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
@@ -294,6 +299,7 @@ def main(config: BenchmarkConfig) -> None:
         for name, times in take_turns(candidates, config.rounds).items():
             seconds[name] += times
         for name, flags in commands.items():
+            flags = [*flags, "--batch-size", str(config.batch_size)]
             train_by_command(flags, config.epochs, trainings[name])
     rows = {name: summarize([config.batch_size / time for time in times]) for name, times in seconds.items()}
     rows |= {f"ours {name}": times.summarize() for name, times in trainings.items()}
@@ -319,7 +325,10 @@ def ratios(rows: dict[str, dict[str, float]]) -> dict[str, float]:
         result[f"{training} over the products alone in {precisions[0]}"] = (
             rate[training] / rate[f"products alone {precisions[0]}"]
         )
-    result["ResNet-18: ours, channels last, over plain fp32"] = rate["ResNet-18 ours"] / rate["ResNet-18 plain fp32"]
+    for precision in precisions:
+        result[f"ResNet-18: ours in {precision}, channels last, over plain fp32"] = (
+            rate[f"ResNet-18 ours {precision}"] / rate["ResNet-18 plain fp32"]
+        )
     return result
 
 

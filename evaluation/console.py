@@ -14,7 +14,8 @@ def print_evaluation(evaluation: dict[str, Any]) -> None:
         f"\n95% interval {low:.2f} to {high:.2f}%; top-3 accuracy {evaluation['top3_accuracy']:.2f}%; "
         f"expected calibration error {error:.2f}%"
     )
-    print(f"Test loss {evaluation['loss']:.4f}; {evaluation['model_name']} of epoch {evaluation['epoch']}.")
+    steps = f", {evaluation['steps_since_epoch']} steps on" if evaluation["steps_since_epoch"] else ""
+    print(f"Test loss {evaluation['loss']:.4f}; {evaluation['model_name']} of epoch {evaluation['epoch']}{steps}.")
     if evaluation["evaluation_precision"] != evaluation["precision"]:
         trained_in, used = evaluation["precision"], evaluation["evaluation_precision"]
         print(f"Trained in {trained_in}, evaluated in {used}: this device has no {trained_in} arithmetic.")

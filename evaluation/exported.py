@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 import safetensors.torch
+import torch
 
 from config_vit_cifar10 import DatasetName
 from training import history
 from training.errors import RunError, first_line
 
 WEIGHTS = "model.safetensors"
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # of the weights in it
 SAVED_WITH_WEIGHTS = (  # what config.json keeps of the checkpoint
     *("model_name", "model_args", "config", "data", "flops", "split", "precision", "epoch", "history", "chosen_on"),
 )
@@ -52,7 +54,7 @@ NEEDED = {  # of config.json's `checkpoint`, by kind
     "a text": ("model_name", "config.data_dir", "config.data_url", "config.optimizer", "config.init_from"),
     "a whole number": (
         *("model_args.img_size", "model_args.num_classes", "config.img_size", "config.val_size", "epoch"),
-        "data.num_train_images",
+        *("steps_since_epoch", "data.num_train_images"),
     ),
     "a number": ("config.mixup_alpha", "config.cutmix_alpha"),
     "true or false": ("config.auto_augment",),
@@ -63,7 +65,8 @@ NEEDED = {  # of config.json's `checkpoint`, by kind
     "three numbers": ("data.mean", "data.std"),
     "equally long lists of numbers": ("history",),
 }
-OPTIONAL = ("config.init_from", "data.num_train_images", "history")  # an old checkpoint may have none of these
+# an old checkpoint may have none of these
+OPTIONAL = ("config.init_from", "data.num_train_images", "steps_since_epoch", "history")
 
 
 def read_exported(path: Path) -> dict[str, Any]:

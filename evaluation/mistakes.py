@@ -18,9 +18,8 @@ def most_confident(probabilities: Tensor, chosen: Tensor) -> Tensor:
 
 
 def varied_mistakes(probabilities: Tensor, labels: Tensor, limit: int) -> Tensor:
-    """Indices of at most `limit` mistakes, most confident first.
-
-    Where there are more, each pair (true class, predicted class) gets its first image before any gets its second.
+    """Indices of at most `limit` mistakes: the most confident of each pair (true class, predicted class), most
+    confident first, then the second of each pair, and so on.
     """
     predicted = probabilities.argmax(dim=1)
     order = most_confident(probabilities, predicted != labels)
@@ -29,8 +28,7 @@ def varied_mistakes(probabilities: Tensor, labels: Tensor, limit: int) -> Tensor
     for pair in zip(labels[order].tolist(), predicted[order].tolist(), strict=True):
         ranks.append(count[pair])
         count[pair] += 1
-    kept = torch.tensor(ranks, dtype=torch.long).argsort(stable=True)[:limit].sort().values
-    return order[kept]
+    return order[torch.tensor(ranks, dtype=torch.long).argsort(stable=True)[:limit]]
 
 
 def pick_examples(probabilities: Tensor, labels: Tensor, number: int) -> Tensor:

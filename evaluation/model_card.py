@@ -5,7 +5,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from evaluation.exported import WEIGHTS
+from evaluation.exported import DTYPES, WEIGHTS
 from evaluation.trained import TrainedModel
 from training.console import format_time
 from training.history import mean_speed, monitored_split, read_object
@@ -32,13 +32,15 @@ def model_card(trained: TrainedModel, dtype: str) -> str:
     config, epoch = saved["config"], saved["epoch"]
     measured = records if not trained.steps_since_epoch else None  # no epoch's accuracy is that of these weights
     split = monitored_split(records) if records else ""
+    dtypes = {DTYPES[dtype], *(weight.dtype for weight in saved["model"].values())}  # an export may be exported again
     source, folder = Path(config.get("init_from") or ""), Path(config["data_dir"]).name
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return templates.get_template("model_card.md.j2").render(
         config=config, data=saved["data"], names=trained.class_names, epoch=epoch, split=split,
-        dtype=dtype, datasets=DATASETS, source=source.parent.name if source.name in FILES else source.name,
+        dtype=dtype, rounded=[name for name in ("fp16", "bf16") if DTYPES[name] in dtypes], datasets=DATASETS,
+        source=source.parent.name if source.name in FILES else source.name,
         dataset=f"the pictures in `{folder}`" if config["dataset"] == "image-folder" else DATASETS[config["dataset"]],
         num_parameters=sum(parameter.numel() for parameter in trained.model.parameters()),
         model_args=[f"{name} {value}" for name, value in saved["model_args"].items()],

@@ -65,7 +65,7 @@ def describe(trained: TrainedModel) -> dict[str, Any]:
 
 
 def list_mistakes(results: Results) -> list[dict[str, Any]]:
-    """Mistakes, each with its picture, most confident first: as many as the size of the page allows."""
+    """Mistakes, each with its picture, most confident first: as many as the page's size allows, of varied pairs."""
     shown, num_bytes = [], 0
     names = results.dataset.class_names
     for index in mistakes.varied_mistakes(results.probabilities, results.labels, MAX_MISTAKES).tolist():
@@ -78,7 +78,7 @@ def list_mistakes(results: Results) -> list[dict[str, Any]]:
             "index": index, "true": names[int(results.labels[index])], "predicted": names[predicted],
             "probability": 100 * results.probabilities[index, predicted].item(), "data": data,
         })  # fmt: skip
-    return shown
+    return sorted(shown, key=lambda row: -row["probability"])
 
 
 def thumbnail(image: Tensor) -> bytes:

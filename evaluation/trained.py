@@ -68,7 +68,7 @@ class TrainedModel:
     @property
     def steps_since_epoch(self) -> int:
         """Steps after the last whole epoch, in a last.pth that was saved within one."""
-        return self.saved.get("epoch_sums", {}).get("step", 0)
+        return self.saved.get("steps_since_epoch", self.saved.get("epoch_sums", {}).get("step", 0))
 
     @property
     def stats(self) -> dict[str, Any]:
@@ -128,6 +128,7 @@ class TrainedModel:
         return {
             "checkpoint": self.path.as_posix(), "model_name": self.saved["model_name"],
             "num_parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "epoch": self.saved["epoch"], "precision": self.saved["precision"],
+            "epoch": self.saved["epoch"], "steps_since_epoch": self.steps_since_epoch,
+            "precision": self.saved["precision"],
             "evaluation_precision": str(self.dtype).removeprefix("torch."),
         }  # fmt: skip

@@ -133,10 +133,9 @@ function draw() {
   if (!looks) return;
   const [side] = attention.dims;
   const patch = (size * SCALE) / side;
-  const least = Math.min(...attention.data);
-  const range = Math.max(...attention.data) - least || 1;
+  const most = Math.max(...attention.data) || 1; // each map has its own scale, from 0
   attention.data.forEach((weight, i) => {
-    context.fillStyle = `rgb(255 120 0 / ${0.8 * ((weight - least) / range)})`;
+    context.fillStyle = `rgb(255 120 0 / ${(0.8 * weight) / most})`;
     context.fillRect((i % side) * patch, Math.trunc(i / side) * patch, patch, patch);
   });
 }

@@ -208,6 +208,12 @@ def test_resuming_where_nothing_can_be_read_is_one_line(tmp_path):
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_from_weights_alone_no_run_can_go_on(tmp_path):
+    checkpoint.save(tmp_path / "last.pth", {"epoch": 1, "model": CONTENT["model"]})
+    with pytest.raises(RunError, match=r"nothing to resume in .*last\.pth holds only weights.*no .*last\.prev\.pth"):
+        checkpoint.load_last(tmp_path, pytest.fail)
+
+
 def test_the_random_state_comes_back_through_a_file(tmp_path):
     device = torch.device("cpu")
     torch.manual_seed(1)

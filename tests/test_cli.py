@@ -109,6 +109,8 @@ def test_a_switch_of_the_preset_can_be_switched_back():
             "--muon-learning-rate 0.01 --optimizer muon --freeze-backbone --init-from x",
             "--muon-learning-rate 0.01 --optimizer muon --init-from x",
         ),
+        ("--optimizer muon --freeze-backbone --init-from x", "--optimizer muon --init-from x"),
+        ("--data-url file:///mirror --dataset digits", "--data-url file:///mirror"),
     ],
 )
 def test_a_flag_that_would_do_nothing_is_refused_but_for_a_run_that_began_with_it(idle, used):

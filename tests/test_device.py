@@ -129,6 +129,13 @@ def test_a_resumed_run_goes_on_as_it_began_unless_told_otherwise(monkeypatch, be
         assert device.select_compile(not before, work, CPU, torch.float32, before)[0] != before
 
 
+@pytest.mark.parametrize("wanted", [True, "auto"])
+def test_what_has_no_whole_batch_is_not_compiled(monkeypatch, wanted):
+    monkeypatch.setattr(device, "why_no_compiling", lambda device, dtype: "")
+    for before in (None, True):
+        assert not device.select_compile(wanted, LONG_RUN, CPU, torch.bfloat16, before, whole_batches=False)[0]
+
+
 def test_a_model_that_can_not_be_compiled_ends_the_run_in_one_line():
     def break_the_graph(x):
         torch._dynamo.graph_break()

@@ -160,6 +160,19 @@ def test_the_folder_of_another_run_is_refused(digits, tmp_path, inside):
     assert {path: path.read_bytes() for path in (tmp_path / "other").rglob("*")} == before
 
 
+def test_the_evaluation_of_other_images_replaces_none_unless_the_folder_is_named(digits, tmp_path):
+    main(EvaluateConfig(digits, device="cpu", skip=FIGURES))
+    file = tmp_path / "run" / "evaluation" / "evaluation.json"
+    own = json.loads(file.read_text())
+    file.write_text(json.dumps(own | {"test_images_sha256": "of other images"}))
+    before = {path: path.read_bytes() for path in file.parent.iterdir()}
+    with pytest.raises(UsageError, match=r"run/evaluation holds the evaluation of other images: name another folder"):
+        main(EvaluateConfig(digits, dataset="digits", device="cpu", skip=FIGURES))
+    assert {path: path.read_bytes() for path in file.parent.iterdir()} == before
+    main(EvaluateConfig(digits, str(file.parent), dataset="digits", device="cpu", skip=FIGURES))
+    assert json.loads(file.read_text()) == own
+
+
 @pytest.mark.parametrize("place", ["run/of-another", "run/finetuned", "run/finetuned/evaluation"])
 def test_a_folder_within_that_of_another_run_is_free(digits, tmp_path, place):
     (tmp_path / "run" / "training_history.json").write_text("{}")

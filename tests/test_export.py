@@ -164,7 +164,7 @@ def test_the_card_tells_of_the_run(runs):
         "num_epochs 1, batch_size 64, optimizer adamw, learning_rate 0.003",
         "qk_norm True",
         f"test images of scikit-learn's handwritten digits: {evaluate['accuracy']:.2f} %",
-        "chosen as the best on the test images",
+        "the epoch was chosen on these images, which flatters it a little.",
         "1 epoch in", "## Limits", "MIT, as the code",
     ):  # fmt: skip
         assert said in text, said
@@ -193,19 +193,30 @@ def test_the_card_of_a_checkpoint_within_an_epoch_claims_no_epochs_accuracy(runs
         assert ("Measured by the run after epoch 1" in card) == (step == 0)
 
 
+def test_an_exported_folder_knows_that_its_weights_are_from_within_an_epoch(runs):
+    shutil.copytree(runs["baseline"], "run")
+    saved = checkpoint.load(Path("run/last.pth"))
+    checkpoint.save(Path("run/last.pth"), saved | {"epoch_sums": saved["epoch_sums"] | {"step": 7}})
+    folder = export_to("exported", Path("run/last.pth"), "safetensors")
+    assert "Not measured." in (folder / "README.md").read_text()
+    assert evaluation(folder, "after")["steps_since_epoch"] == 7
+
+
 def test_an_exported_folder_brings_its_evaluation_along(runs):
     shutil.copytree(runs["baseline"], "run")
     measured = evaluation(Path("run"), "run/evaluation")
     folder = export_to("exported", Path("run"), "safetensors")
     shutil.rmtree("run")
     again = export_to("again", folder, "safetensors", "--dtype=fp16")
-    for path in (folder, again):
+    wide = export_to("wide", again, "safetensors")  # in fp32, but of weights that were rounded
+    for path in (folder, again, wide):
         assert json.loads((path / "evaluation.json").read_text()) == measured
         assert (
             f"Accuracy on 360 test images of scikit-learn's handwritten digits: {measured['accuracy']:.2f} %"
             in (path / "README.md").read_text()
         )
-    assert "these are rounded to fp16" in (again / "README.md").read_text()
+    for path in (again, wide):
+        assert "these are rounded to fp16" in (path / "README.md").read_text()
     assert "rounded" not in (folder / "README.md").read_text()
 
 

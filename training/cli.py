@@ -67,7 +67,9 @@ def refuse_idle(config: Any, default: Any) -> None:
             getattr(config, "pos_embed", "") == "relative" and trained,
             "relative positions that are trained",
         ),
+        "data_url": (config.dataset not in ("digits", "image-folder"), "a dataset that is downloaded"),
         "layer_decay": (trained, "a backbone that is trained"),
+        "optimizer": (trained or config.optimizer != "muon", "a backbone that is trained"),
     }
     for name, (is_used, other) in uses.items():
         value = getattr(config, name, None)

@@ -60,15 +60,19 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
 
 
 def select_compile(
-    wanted: bool | str, work: float, device: torch.device, dtype: torch.dtype, before: bool | None = None
-) -> tuple[bool, str]:
+    wanted: bool | str, work: float, device: torch.device, dtype: torch.dtype, before: bool | None = None,
+    whole_batches: bool = True,
+) -> tuple[bool, str]:  # fmt: skip
     """Whether to compile, from auto, True or False, and the reason for it; the same in all processes.
 
     `work` is the run's floating-point operations. `before` is whether a resumed run was compiled until now: auto keeps
-    to that. UsageError where compiling was asked for and does not work.
+    to that. `whole_batches` is whether a step has as many images as it can, and more than one: only these steps are
+    compiled. UsageError where compiling was asked for and does not work.
     """
     if not wanted:
         return False, "no: --compile is off"
+    if not whole_batches:
+        return False, "no: only whole batches of more than one image are compiled, and there is none"
     why = "as asked for"
     if wanted == "auto":
         why = "a long run gets faster by it" if before is None else "as the run began"

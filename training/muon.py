@@ -68,7 +68,7 @@ def orthogonalize(matrices: Tensor, num_steps: int = 5) -> Tensor:
     """Matrices (n, height, width) with the same singular vectors, and singular values of roughly 0.7 to 1.2.
 
     This is Muon's Newton-Schulz iteration, X <- (a + b XX' + c (XX')^2) X, from X of norm 1. The factors in brackets
-    are polynomials of the first XX', so they commute: a wide X can wait until their product is known, which takes half
+    are polynomials of the first XX', so they commute: a wide X can wait until their product is known, which takes 56 %
     of the arithmetic for a matrix of four times its height.
     """
     height, width = matrices.shape[-2:]
@@ -76,13 +76,14 @@ def orthogonalize(matrices: Tensor, num_steps: int = 5) -> Tensor:
         return orthogonalize(matrices.mT, num_steps).mT
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices / matrices.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    gram, product = x @ x.mT, torch.eye(height, dtype=x.dtype, device=x.device)
-    for _ in range(num_steps):
+    gram, product = x @ x.mT, None
+    for steps_left in reversed(range(num_steps)):
         factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         factor.diagonal(dim1=-2, dim2=-1).add_(a)
         if width > height:
-            gram, product = factor @ gram @ factor, factor @ product
+            product = factor if product is None else factor @ product
         else:
             x = factor @ x
-            gram = x @ x.mT
-    return product @ x if width > height else x
+        if steps_left:
+            gram = factor @ gram @ factor if width > height else x @ x.mT
+    return x if product is None else product @ x

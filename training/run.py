@@ -95,14 +95,14 @@ class Run:
                 raise error  # for what is held to see it
 
     def share_start(self) -> Any:
-        """Give the checkpoint to go on from to all ranks. Returns the config with the run's warmup and small images."""
+        """Give the checkpoint to go on from to all ranks. Returns the config with its warmup and small images."""
         self.saved = distributed.broadcast(self.saved)
         if self.saved:
             self.config = self._with_schedule_of(self.saved)
         return self.config
 
     def _with_schedule_of(self, saved: dict[str, Any]) -> Any:
-        """The config with the saved run's warmup and small images, where it leaves them open."""
+        """The config with the saved run's warmup, where it leaves that open, and an extended run's small images."""
         config, before = self.config, saved["config"]
         if self.extend or saved["extended_from"]:  # the epochs that are added have full images
             with suppress(ValueError):  # another size, that has no small images: refused later

@@ -20,16 +20,14 @@ def test_the_most_confident_come_first_and_only_those_that_are_chosen():
 
 @pytest.mark.parametrize(
     ("limit", "expected"),
-    [(1, [2]), (2, [2, 3]), (3, [2, 3, 5]), (4, [2, 6, 3, 5]), (5, [2, 6, 3, 5, 1]), (9, [2, 6, 3, 5, 1])],
+    [(1, [2]), (2, [2, 3]), (3, [2, 3, 5]), (4, [2, 3, 5, 6]), (5, [2, 3, 5, 6, 1]), (9, [2, 3, 5, 6, 1])],
 )
 def test_each_pair_of_classes_has_its_first_mistake_before_any_has_its_second(limit, expected):
-    assert (
-        varied_mistakes(PROBABILITIES, LABELS, limit).tolist() == expected
-    )  # the most confident first, among the kept
+    assert varied_mistakes(PROBABILITIES, LABELS, limit).tolist() == expected
 
 
-@pytest.mark.parametrize(("number", "expected"), [(2, [2, 6]), (3, [7, 2, 6]), (4, [7, 0, 2, 6]), (9, [7, 0, 2, 6])])
-def test_examples_are_right_answers_of_several_classes_then_two_mistakes(number, expected):
+@pytest.mark.parametrize(("number", "expected"), [(2, [2, 3]), (3, [7, 2, 3]), (4, [7, 0, 2, 3]), (9, [7, 0, 2, 3])])
+def test_examples_are_right_answers_of_several_classes_then_two_mistakes_of_different_pairs(number, expected):
     assert pick_examples(PROBABILITIES, LABELS, number).tolist() == expected
 
 

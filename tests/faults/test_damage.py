@@ -134,7 +134,7 @@ def test_the_checkpoint_of_a_run_with_other_settings_is_refused(launcher, finish
     ("name", "value", "code"),
     [
         ("model_name", "ResNet18", 2), ("model", OTHER_MODEL, 1), ("optimizer", {}, 1), ("history", {}, 1),
-        ("epoch_sums", {"a": 1}, 1),
+        ("epoch_sums", {"a": 1}, 1), ("epoch", 7, 1),
     ],
 )  # fmt: skip
 def test_a_sealed_checkpoint_that_does_not_fit_is_refused(launcher, finished, trying, name, value, code):
