@@ -12,7 +12,7 @@ import torch
 
 from evaluation import metrics
 from evaluation.figures import FIGURES, Results
-from evaluation.report import MAX_MISTAKES, write_report
+from evaluation.report import MAX_MISTAKES, list_mistakes, write_report
 from evaluation.trained import TrainedModel
 from tests.browser import CHROMIUM, Browser
 from training import history
@@ -156,6 +156,20 @@ def test_the_page_is_small_whatever_the_run(tmp_path, num_classes, img_size):
     assert len(page.source.encode()) < 5e6
     assert page.tags.count("figure") == 10  # all but those of --corruptions and --compare
     assert 50 < page.tags.count("li") <= MAX_MISTAKES
+
+
+def test_where_pictures_are_large_each_pair_of_classes_keeps_its_most_confident_mistake(tmp_path):
+    results = results_of(["a", "b", "c"], 2000, 128)
+    logits = results.logits
+    logits[0], results.labels[0] = torch.tensor([0.1, 0.0, 0.2]), 1  # the least confident mistake, and the only
+    others = (results.labels == 1) & (logits.argmax(dim=1) == 2)  # of its pair
+    others[0] = False
+    logits[others, 1] = 99.0
+    shown = list_mistakes(results)
+    assert len(shown) < MAX_MISTAKES  # their bytes are too many
+    assert ("b", "c") in {(row["true"], row["predicted"]) for row in shown}
+    confidences = [row["probability"] for row in shown]
+    assert confidences == sorted(confidences, reverse=True)
 
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
