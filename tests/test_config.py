@@ -87,7 +87,7 @@ def test_the_presets_of_the_new_recipe_share_it_and_strong_has_the_baselines_siz
     assert 0 < config.warmup <= config.num_epochs / 10
     size = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "num_epochs")
     same = all(getattr(config, name) == getattr(baseline, name) for name in size)
-    assert same == (preset in ("overnight", "strong"))
+    assert same == (preset == "strong")
 
 
 def test_a_checkpoint_of_before_an_option_was_added_has_it_off():
@@ -253,9 +253,9 @@ def test_the_saved_settings_hold_the_warmup_as_a_number():
         ("--preset quick --num-epochs 10", "auto", 2),
         ("--preset cpu-15min", "auto", 1),
         ("--preset cpu-15min --num-epochs 3", "auto", 0.6),
-        ("--preset overnight --num-epochs 4", "auto", 0.8),
-        ("--preset overnight --num-epochs 200", "auto", 5),
-        ("--preset overnight --num-epochs 4 --warmup-epochs 4", 4, 4),
+        ("--preset strong --num-epochs 4", "auto", 0.8),
+        ("--preset strong --num-epochs 200", "auto", 5),
+        ("--preset strong --num-epochs 4 --warmup-epochs 4", 4, 4),
         ("--preset demo --num-epochs 1", "auto", 0.2),
     ],
 )
@@ -267,7 +267,7 @@ def test_the_warmup_is_a_number_or_auto_on_the_command_line(flags, warmup_epochs
 
 def test_a_warmup_that_is_given_is_refused_where_it_is_longer_than_the_run():
     with pytest.raises(UsageError, match=r"warmup_epochs must be at most num_epochs 4, got 5\.0: give both"):
-        parse_training_command(ViTConfig, "", ["--preset=overnight", "--num-epochs=4", "--warmup-epochs=5"])
+        parse_training_command(ViTConfig, "", ["--preset=strong", "--num-epochs=4", "--warmup-epochs=5"])
 
 
 def test_a_config_cannot_be_changed_after_its_check():
