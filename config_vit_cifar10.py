@@ -23,7 +23,7 @@ class TrainConfig:
     data_dir: str = "data"
     """folder that the images are read from, and downloaded to"""
     data_url: str = ""
-    """address to download the official files from; empty: the official address"""
+    """web address of a folder with the official files, or of CIFAR's archive; empty: the official address"""
     cache: bool = True
     """store the decoded images of image-folder in one file beside them; it is remade when an image changes"""
     max_train_images: int = 0

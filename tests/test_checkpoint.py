@@ -271,7 +271,7 @@ class Stop(Exception):
     """The run is stopped here."""
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
 def test_a_state_saved_between_any_two_steps_goes_on_to_the_same_bits(tmp_path, optimizer):
     path, unstopped = tmp_path / "last.pth", new_state(1, optimizer)
     states = [bits_of(unstopped)]

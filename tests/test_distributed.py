@@ -26,6 +26,7 @@ from torch.distributed import HashStore, TCPStore  # pyright: ignore[reportPriva
 
 from evaluation.run_record import read_run
 from resnet import ResNet18
+from tests.same_runs import assert_same_bits, history_of
 from training import checkpoint, distributed
 from training.data import create_eval_loader, load_dataset
 from training.engine import evaluate
@@ -50,7 +51,7 @@ DROPPING = [
     *TINY, "--num-epochs=2", "--max-train-images=1435", "--batch-size=7", "--dropout=0.1", "--save-every=1",
 ]  # fmt: skip
 ENDLESS = [*UNEVEN, "--max-train-images=180", "--num-epochs=100000", "--save-every=100000"]
-TIMES = {"epoch_time", "images_per_second"}
+CHECKPOINTS = ("last.pth", "final_model.pth", "best_model.pth", "checkpoint_epoch_1.pth")
 FAILED = "error: another process of this run failed; what was saved is kept: go on with --resume\n"
 
 
@@ -120,20 +121,6 @@ def stopped(tmp_path_factory) -> tuple[Path, Result]:
         return folder / "run", run.wait(SECONDS_TO_END)
 
 
-def history_of(folder: Path) -> dict[str, list[float]]:
-    records = json.loads((folder / "training_history.json").read_text())
-    return {name: values for name, values in records.items() if name not in TIMES}
-
-
-def assert_same_bits(folder: Path, other: Path) -> None:
-    assert history_of(folder) == history_of(other)
-    for name in ("last.pth", "final_model.pth", "best_model.pth", "checkpoint_epoch_1.pth"):
-        saved, expected = checkpoint.load(folder / name), checkpoint.load(other / name)
-        assert saved["epoch"] == expected["epoch"]
-        for key in {"model", "optimizer", "random_states"} & expected.keys():
-            torch.testing.assert_close(saved[key], expected[key], rtol=0, atol=0, msg=f"{key} in {name}")
-
-
 @pytest.mark.parametrize("number", [2, 4])
 def test_several_processes_come_to_the_weights_and_metrics_of_one(uneven, number):
     """Within what sums in another order make of fp32: 1e-5 of the weights' change, 1e-5 in the losses."""
@@ -167,12 +154,11 @@ def test_a_stopped_run_of_two_processes_goes_on_to_the_bits_of_one_that_was_not(
     assert result.code != 0
     assert own_lines(result.err) == ["stopped. saved in run. Go on with: the same torchrun command with --resume"]
     at_stop = checkpoint.load(folder / "last.pth")
-    assert at_stop["epoch"] == 0
-    assert 100 <= at_stop["epoch_sums"]["step"] < STEPS
+    assert (0, 100) <= (at_stop["epoch"], at_stop["epoch_sums"]["step"]) < (2, 0)
     resumed = shutil.copytree(folder, tmp_path / "run")
     result = train(launcher, tmp_path, 2, *DROPPING, "--resume")
     assert (result.code, own_lines(result.err)) == (0, [])
-    assert_same_bits(resumed, dropping)
+    assert_same_bits(resumed, dropping, CHECKPOINTS)
 
 
 def test_each_process_draws_dropout_from_a_seed_of_its_own(dropping):
@@ -208,7 +194,7 @@ def test_torchrun_starts_the_run_again_after_a_worker_died_and_it_ends_with_the_
     [(epochs, steps)] = re.findall(r"Resumed   after (\d) epochs and (\d+) steps", result.out)
     assert (int(epochs), int(steps)) >= (0, 99)
     assert result.out.count("Model  ") == 2
-    assert_same_bits(tmp_path / "run", dropping)
+    assert_same_bits(tmp_path / "run", dropping, CHECKPOINTS)
 
 
 def test_a_restart_does_not_go_on_with_a_run_that_another_launch_began(tmp_path):
@@ -322,6 +308,7 @@ def on_two_machines(folder: Path, *commands: list[Any]) -> Iterator[list[Command
 IMPATIENT = """
 import torch.distributed.distributed_c10d as c10d
 c10d.default_pg_timeout = timedelta(seconds=4)
+train.Run.draw_curves = lambda self: None  # rank 0 draws while the others wait at the end
 load = train.load_dataset
 """
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,9 +27,9 @@ DIGITS = load_dataset("digits", "", img_size=8)
 MEAN, STD = channel_stats(DIGITS.train_images)
 
 
-def tiny_vit(dropout: float = 0.0) -> VisionTransformer:
+def tiny_vit(dropout: float = 0.0, **options: Any) -> VisionTransformer:
     torch.manual_seed(0)
-    model = VisionTransformer(img_size=8, patch_size=2, embed_dim=48, depth=2, num_heads=3, dropout=dropout)
+    model = VisionTransformer(img_size=8, patch_size=2, embed_dim=48, depth=2, num_heads=3, dropout=dropout, **options)
     nn.init.normal_(model.head.weight, std=0.5)  # so that the logits differ from the start
     return model
 
@@ -337,10 +338,18 @@ def test_evaluation_of_a_model_that_has_exploded_raises():
         evaluate(Exploding(tiny_vit()), digits_loader(64, batch_size=32, split="test"), torch.float32)
 
 
-def test_a_tiny_vit_learns_64_digits_by_heart():
-    model, loader = tiny_vit(), digits_loader(64, batch_size=32, shuffle_seed=0)
-    optimizer = create_optimizer(model, "adamw", learning_rate=3e-3, weight_decay=0.05)
-    scheduler = create_scheduler(optimizer, warmup_steps=10, total_steps=160)
+@pytest.mark.parametrize(
+    ("options", "optimizer_name", "schedule"),
+    [
+        ({}, "adamw", "cosine"),
+        ({"global_pool": "avg", "qk_norm": True, "pos_embed": "relative", "zero_init": True}, "muon", "wsd"),
+    ],
+    ids=["the classic recipe", "the new recipe"],
+)
+def test_a_tiny_vit_learns_64_digits_by_heart(options, optimizer_name, schedule):
+    model, loader = tiny_vit(**options), digits_loader(64, batch_size=32, shuffle_seed=0)
+    optimizer = create_optimizer(model, optimizer_name, learning_rate=3e-3, weight_decay=0.05)
+    scheduler = create_scheduler(optimizer, warmup_steps=10, total_steps=160, schedule=schedule)
     untrained = evaluate(model, loader, torch.float32)["train_acc"]
     for epoch in range(80):
         loader.set_epoch(epoch)

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from config_vit_cifar10 import ViTConfig
+from vit import VisionTransformer
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])
@@ -79,6 +82,25 @@ def test_the_reference_names_every_flag(script, page):
     text = (ROOT / "docs" / page).read_text()
     for names in fields(ROOT / script).values():
         assert any(f"`{name}`" in text or f"{name} " in text for name in names), names
+
+
+def test_the_reference_has_the_defaults():
+    text, config = (ROOT / "docs" / "settings.md").read_text(), ViTConfig()
+    rows = [(name.replace("-", "_"), word) for name, word in re.findall(r"^\| `--([\w-]+)` \| `?([^|` ]+)", text, re.M)]
+    stated = {name: {"off": False, "none": "", "official": ""}.get(word, word) for name, word in rows}
+    defaults = {name: getattr(config, name) for name in stated if hasattr(config, name) and name != "preset"}
+    assert len(defaults) > 35
+    for name, default in defaults.items():
+        assert type(default)(stated[name]) == default, name
+
+
+@pytest.mark.parametrize(
+    ("preset", "words"),
+    [("baseline", "({:,} parameters)"), ("cpu-15min", "of {:.1f} million parameters"), ("cpu-1h", "of {:.1f} million")],
+)
+def test_the_readme_has_the_numbers_of_parameters(preset, words):
+    number = sum(p.numel() for p in VisionTransformer(**ViTConfig.from_preset(preset).model_args).parameters())
+    assert words.format(number if "," in words else number / 1e6) in README
 
 
 def fields(script: Path) -> dict[str, set[str]]:

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
@@ -16,13 +15,14 @@ from typing import Any, BinaryIO
 
 import pytest
 import torch
-from processes import Run, processes, wait_until
+from processes import PATIENCE, Run, processes, wait_until
 from tqdm import tqdm
 
 import run_experiments
 from config_experiments import SUITES, Experiment
 from config_vit_cifar10 import ViTConfig
 from run_experiments import SuiteConfig, advice, has_other_images, main, passes, plan, work_of
+from tests.same_runs import history_of
 from training.console import TrainProgress
 from training.data import Dataset
 from training.errors import RunError, UsageError
@@ -70,12 +70,6 @@ def forked(monkeypatch, launcher):
 
     monkeypatch.setattr("training.job.subprocess", SimpleNamespace(Popen=Forked, DEVNULL=subprocess.DEVNULL))
     monkeypatch.setattr(run_experiments, "subprocess", SimpleNamespace(run=run))
-
-
-def history_of(folder: Path) -> dict[str, list[float]]:
-    """A run's history, without the times."""
-    history = json.loads((folder / "training_history.json").read_text())
-    return {name: values for name, values in history.items() if name not in ("epoch_time", "images_per_second")}
 
 
 @pytest.mark.parametrize("name", SUITES)
@@ -462,12 +456,12 @@ def test_a_stopped_suite_leaves_a_saved_run_behind_and_the_same_command_ends_as_
     folder = tmp_path / "out" / "recipe" / "plain" / "seed-1"
     log, owner = folder.with_name("seed-1.log"), folder / ".lock-owner"
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        while not (folder / "training_history.json").exists() or not epochs(folder):
-            assert process.poll() is None, process.stderr and process.stderr.read()
-            time.sleep(0.01)
+        began = folder / "training_history.json"
+        wait_until(lambda: process.poll() is not None or (began.exists() and bool(epochs(folder))))
+        assert process.poll() is None, process.stderr and process.stderr.read()
         holder = int(owner.read_text().split()[1])
         process.send_signal(number)
-        process.communicate()
+        process.communicate(timeout=PATIENCE)
     assert process.returncode == code
     wait_until(lambda: processes().get(holder, "X")[0] in "ZX")  # the killed suite's run ends too
     assert 1 <= len(epochs(folder)) < EPOCHS

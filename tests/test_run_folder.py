@@ -53,11 +53,11 @@ def names(folder: Path) -> set[str]:
 
 
 def assert_held(path: Path) -> None:
-    """Refused, in one line, within two seconds."""
+    """Refused, in one line, after a second's wait and not minutes later."""
     start = time.perf_counter()
     with pytest.raises(RunError, match=rf"{path} is in use by process \d+ on .*: .* --output-dir$") as caught:
         RunFolder(path).__enter__()
-    assert time.perf_counter() - start < 2
+    assert time.perf_counter() - start < 15
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -69,7 +69,7 @@ def test_a_folder_that_another_process_holds_is_refused_by_its_name_until_that_d
         start = time.perf_counter()
         with pytest.raises(RunError) as caught:
             RunFolder(tmp_path).__enter__()
-        assert time.perf_counter() - start < 2
+        assert time.perf_counter() - start < 15
         assert f"{tmp_path} is in use by process {holder.pid} on {socket.gethostname()}, since 20" in str(caught.value)
         holder.send_signal(signal.SIGKILL)
     assert names(tmp_path) == {".lock", ".lock-owner"}  # it had no time to tidy up

@@ -31,6 +31,7 @@ from PIL import Image
 from torch import Tensor
 
 from config_vit_cifar10 import ViTConfig
+from tests.same_runs import TIMES, assert_same_bits
 from training import console, engine, errors, history
 from training.data import load_dataset
 from training.data.loader import ImageLoader
@@ -48,7 +49,11 @@ ALL_ON = [
     "--mixup-alpha=0.8", "--cutmix-alpha=1", "--mix-probability=0.7", "--label-smoothing=0.1",
     "--num-workers=2", "--val-size=100",
 ]  # fmt: skip
-TIMES = {"epoch_time", "images_per_second"}
+NEW_RECIPE = [
+    "--preset=cpu-1h", "--dataset=digits", "--img-size=16", "--val-size=100", "--depth=1", "--max-train-images=128",
+    "--batch-size=20", "--num-epochs=3", "--save-every=2", "--device=cpu", "--precision=fp32",
+]  # fmt: skip
+CHECKPOINTS = ("final_model.pth", "best_model.pth", "checkpoint_epoch_2.pth", "last.pth", "last.prev.pth")
 
 
 class Result(NamedTuple):
@@ -108,19 +113,6 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 def load(path: Path) -> dict[str, Any]:
     return torch.load(path, weights_only=True)
-
-
-def assert_same_bits(one: Path, other: Path) -> None:
-    """Assert that two runs have the same history, except for its times, and the same weights in every checkpoint."""
-    one_history, other_history = (read_strict_json(folder / "training_history.json") for folder in (one, other))
-    assert one_history.keys() == other_history.keys()
-    for name in one_history.keys() - TIMES:
-        assert one_history[name] == other_history[name], name
-    for name in ("final_model.pth", "best_model.pth", "checkpoint_epoch_2.pth", "last.pth", "last.prev.pth"):
-        one_saved, other_saved = load(one / name), load(other / name)
-        assert one_saved["epoch"] == other_saved["epoch"], name
-        for key in {"model", "optimizer", "random_states"} & one_saved.keys():
-            torch.testing.assert_close(one_saved[key], other_saved[key], rtol=0, atol=0, msg=f"{key} in {name}")
 
 
 def timm_logits(checkpoint: Path) -> tuple[Tensor, Tensor]:
@@ -307,10 +299,10 @@ def test_a_picture_that_cannot_be_read_is_one_line(trained, run, tmp_path):
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(trained, run, tmp_path):
     assert run("train_vit_cifar10.py", *TINY, "--output-dir", tmp_path / "again").code == 0
-    assert_same_bits(trained[0], tmp_path / "again")
+    assert_same_bits(trained[0], tmp_path / "again", CHECKPOINTS)
     assert run("train_vit_cifar10.py", *TINY, "--output-dir", tmp_path / "other", "--seed", 7).code == 0
     with pytest.raises(AssertionError, match=r"(train|test)_(loss|acc)"):
-        assert_same_bits(trained[0], tmp_path / "other")
+        assert_same_bits(trained[0], tmp_path / "other", CHECKPOINTS)
 
 
 def send(numbers: tuple[signal.Signals, ...]) -> None:
@@ -378,13 +370,14 @@ def command_after_stop(result: Result, folder: Path) -> list[str]:
             TINY, stop_before_writing_the_history, 2, SIGTERM, 143, (2, 1), id="SIGTERM while epoch 2 is saved"
         ),
         pytest.param(ALL_ON, stop_after_batches, 7 + 3, CTRL_C, 130, (1, 3), id="Ctrl-C amid epoch 2, with all parts"),
+        pytest.param(NEW_RECIPE, stop_after_batches, 7 + 3, SIGTERM, 143, (1, 3), id="SIGTERM, the new recipe"),
     ],
 )
 def test_a_stopped_run_says_how_to_go_on_and_ends_as_one_that_was_never_stopped(
     trained, run, tmp_path, monkeypatch, flags, stop, when, number, code, done
 ):
     folder, unstopped = tmp_path / "my run's", trained[0]
-    if flags is ALL_ON:
+    if flags is not TINY:
         unstopped = tmp_path / "unstopped"
         assert run("train_vit_cifar10.py", *flags, "--output-dir", unstopped).code == 0
     with monkeypatch.context() as patched:
@@ -402,7 +395,7 @@ def test_a_stopped_run_says_how_to_go_on_and_ends_as_one_that_was_never_stopped(
     if at_stop["epoch"] == 2:  # the last epoch: the state before its end is that of the stop
         assert (folder / "last.prev.pth").read_bytes() == bytes_at_stop
         shutil.copy(unstopped / "last.prev.pth", folder)
-    assert_same_bits(folder, unstopped)
+    assert_same_bits(folder, unstopped, CHECKPOINTS)
 
 
 @pytest.mark.parametrize(
@@ -438,7 +431,7 @@ def test_a_second_signal_stops_at_once_and_the_run_goes_on_from_its_last_save_to
     resumed = run("train_vit_cifar10.py", *TINY, "--output-dir", folder, "--resume")  # how often to save is free
     assert (resumed.code, resumed.err) == (0, "")
     assert files_of(folder).keys() == files_of(trained[0]).keys()
-    assert_same_bits(folder, trained[0])
+    assert_same_bits(folder, trained[0], CHECKPOINTS)
 
 
 def test_a_signal_in_the_last_save_ends_the_finished_run(trained, run, tmp_path, monkeypatch):
@@ -446,7 +439,7 @@ def test_a_signal_in_the_last_save_ends_the_finished_run(trained, run, tmp_path,
     with monkeypatch.context() as patched:
         stop_before_writing_the_history(patched, 3, SIGTERM)
         assert run(*command).code == 143
-    assert_same_bits(tmp_path / "run", trained[0])
+    assert_same_bits(tmp_path / "run", trained[0], CHECKPOINTS)
     assert "This run has all its 3 epochs already." in run(*command, "--resume").out
 
 
@@ -497,7 +490,7 @@ def test_a_run_that_is_extended_has_the_rest_of_the_longer_schedule(trained, run
     go_on = command_after_stop(stopped, folders[1])
     assert "--extend" not in go_on
     assert run("train_vit_cifar10.py", *go_on).code == 0
-    assert_same_bits(*folders)
+    assert_same_bits(*folders, CHECKPOINTS)
     assert load(folders[1] / "last.pth")["extended_from"] == [3]
 
 

@@ -156,10 +156,10 @@ def test_a_download_that_broke_off_is_resumed(cifar, mirror, folder, has_ranges,
 
 
 def test_a_slow_server_has_all_the_time_it_needs(cifar, mirror, folder, monkeypatch):
-    monkeypatch.setattr(download, "TIMEOUT", DRIPS * DRIP_SECONDS / 4)
+    monkeypatch.setattr(download, "TIMEOUT", DRIPS * DRIP_SECONDS / 2)
     mirror.fault, start = "drips", time.monotonic()
     assert_whole(get(folder, mirror.url), cifar)
-    assert time.monotonic() - start > 3 * download.TIMEOUT
+    assert time.monotonic() - start > 1.5 * download.TIMEOUT
     assert len(mirror.asked) == 1
 
 
@@ -219,7 +219,7 @@ def test_on_a_terminal_a_bar_stands_in_for_the_lines(cifar, mirror, folder, caps
 @pytest.mark.parametrize("fault", ["hangs", "stops and hangs"])
 def test_a_server_that_sends_nothing_for_too_long_is_given_up(cifar, mirror, folder, fault, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(download, "TIMEOUT", 0.3)
+        patched.setattr(download, "TIMEOUT", 0.3 if fault == "hangs" else 3)  # the other sends something first
         mirror.fault = fault
         assert "timed out" in error_of(folder, mirror.url)
     if fault == "stops and hangs":

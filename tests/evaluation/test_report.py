@@ -14,7 +14,7 @@ from evaluation import metrics
 from evaluation.figures import FIGURES, Results
 from evaluation.report import MAX_MISTAKES, list_mistakes, write_report
 from evaluation.trained import TrainedModel
-from tests.browser import CHROMIUM, Browser
+from tests.browser import Browser, needs_browser
 from training import history
 from training.data import Dataset
 from vit import VisionTransformer
@@ -170,9 +170,6 @@ def test_where_pictures_are_large_each_pair_of_classes_keeps_its_most_confident_
     assert ("b", "c") in {(row["true"], row["predicted"]) for row in shown}
     confidences = [row["probability"] for row in shown]
     assert confidences == sorted(confidences, reverse=True)
-
-
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 
 
 @pytest.fixture

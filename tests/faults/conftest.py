@@ -41,7 +41,7 @@ ROWS = [  # of the table: the fault, and the setting of the runs
     ("killed before stale temporary files are removed", ON_DIGITS),
     ("stopped at a boundary", ON_DIGITS),
     ("resumed with another number of workers", ON_DIGITS),
-    ("SIGINT or SIGTERM in training", TERMINAL),
+    ("SIGINT, SIGTERM or SIGHUP in training", TERMINAL),
     ("SIGINT or SIGTERM in its evaluation", TERMINAL),
     ("SIGINT twice", TERMINAL),
     ("a reader of its output that is gone", ON_DIGITS),

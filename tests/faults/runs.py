@@ -1,12 +1,9 @@
 """The small runs that the faults are done to, and what makes two runs the same."""
 
-import json
 import re
 from pathlib import Path
-from typing import Any
 
-import torch
-
+from tests.same_runs import assert_same_bits
 from training import checkpoint
 
 TRAIN = "train_vit_cifar10.py"
@@ -30,7 +27,6 @@ TWO_RANKS = f"{COMPILED}, two ranks"
 OFTEN = "--save-minutes=0.0002"  # every 12 ms: a step takes 3
 EACH_STEP = "--save-minutes=0.000001"
 NEVER = "--save-minutes=0"  # but at the ends of the epochs
-TIMES = {"epoch_time", "images_per_second"}
 FIGURES = ("augmented_images.png",)  # not training_curves.png, which also shows how long the epochs took
 
 
@@ -39,24 +35,11 @@ def content_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def bits(value: Any) -> Any:
-    """Return a value that == compares bit by bit: tensors as their bytes, a history without its times."""
-    if isinstance(value, torch.Tensor):
-        return str(value.dtype), tuple(value.shape), value.numpy().tobytes()
-    if isinstance(value, dict):
-        return {key: bits(part) for key, part in value.items() if key not in TIMES}
-    return [bits(part) for part in value] if isinstance(value, list | tuple) else value
-
-
 def assert_same_run(folder: Path, unbroken: Path) -> None:
     """Assert that both runs have the same files, and the same bits of model, optimizer, random state and history."""
     assert content_of(folder).keys() == content_of(unbroken).keys()  # so no temporary file either
-    histories = [json.loads((path / "training_history.json").read_text()) for path in (folder, unbroken)]
-    assert bits(histories[0]) == bits(histories[1])
-    for name in {path.name for path in unbroken.glob("*.pth")} - {"last.prev.pth"}:  # saved at another moment
-        saved, expected = (checkpoint.load(path / name) for path in (folder, unbroken))
-        for key in ("epoch", "epoch_sums", "history", "model", "optimizer", "random_states"):
-            assert bits(saved.get(key)) == bits(expected.get(key)), f"{key} in {name}"
+    # last.prev.pth was saved at another moment
+    assert_same_bits(folder, unbroken, {path.name for path in unbroken.glob("*.pth")} - {"last.prev.pth"})
     for name in FIGURES:
         assert (folder / name).read_bytes() == (unbroken / name).read_bytes(), name
 

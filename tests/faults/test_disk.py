@@ -76,9 +76,9 @@ def assert_loud(err: str) -> None:
 @pytest.mark.parametrize("block", [FullDisk, Limit])
 @pytest.mark.parametrize("last", [STEPS + 5, 3 * STEPS], ids=["till epoch 2", "till the last step"])
 def test_a_run_goes_on_without_its_disk_and_saves_when_there_is_room(
-    launcher, unbroken, small_disk, trying, block, last
+    launcher, unbroken, small_disk, tmp_path, trying, block, last
 ):
-    folder = small_disk("12m") / "run"
+    folder = (small_disk("12m") if block is FullDisk else tmp_path) / "run"
     with trying("full disk, or a limit on files, in mid-run"):
         command = [TRAIN, *TINY, EACH_STEP, "--output-dir", folder]
         run = launcher.start(*command, sabotages=pauses(5, last))

@@ -51,9 +51,9 @@ def in_a_shell(command: str, cwd: Path) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-@pytest.mark.parametrize(("number", "code"), CODES)
+@pytest.mark.parametrize(("number", "code"), [*CODES, (signal.SIGHUP, 143)])
 def test_a_stopped_run_goes_on_with_the_command_it_prints(launcher, train, unbroken, folder, trying, number, code):
-    with trying("SIGINT or SIGTERM in training"):
+    with trying("SIGINT, SIGTERM or SIGHUP in training"):
         run = train(pause(STEP, STEPS + 1))
         send_at_pause(run, number)
         result = run.wait()
