@@ -122,20 +122,23 @@ def main(config: SuiteConfig) -> None:
     if config.dry_run:
         print_plan(config, jobs, todo, num_images, len(dataset.test_images))
         return
-    failed = run(config, todo, num_images)
+    failed, lacking = run(config, todo, num_images), ""
     before = [job for job in finished_before(config, jobs, share) if not has_other_images(job, dataset, mean)]
     in_turn = sorted([*jobs, *before], key=lambda job: (list(SUITES[config.suite]).index(job.name), job.config.seed))
     if folders := [job.folder for job in in_turn if job not in failed]:
         files = ["--markdown", config.folder / "table.md", "--output", config.folder / "curves.png"]
         compare = [sys.executable, Path(__file__).with_name("compare_runs.py"), *folders, *files]
-        if subprocess.run(compare, check=False).returncode and not failed:
-            raise RunError("the runs have finished, but not all of them are in the table: see the error above")
+        (config.folder / "table.md").unlink(missing_ok=True)  # an older one
+        if subprocess.run(compare, check=False).returncode:
+            lacking = "not all of them are in the table: see the error above"
     if failed:
         folders = ", ".join(str(job.folder) for job in failed)
         raise RunError(
             f"{len(failed)} of {len(jobs)} runs failed: {folders}. The same command tries them again, each from its "
-            "last save; remove a folder to begin it anew"
+            f"last save; remove a folder to begin it anew{'. Of the others, ' * bool(lacking)}{lacking}"
         )
+    if lacking:
+        raise RunError(f"the runs have finished, but {lacking}")
 
 
 def plan(config: SuiteConfig, num_images: int) -> list[Job]:
@@ -208,9 +211,14 @@ def has_other_images(job: Job, dataset: Dataset, mean: list[float]) -> bool:
     saved = read_object(job.folder / "config.json").get("data")
     if not isinstance(saved, dict) or not saved.keys() >= {"class_names", "mean"}:
         return False
-    same_size = job.config.img_size == dataset.train_images.shape[-1]
-    other_pixels = same_size and not same_means(saved["mean"], mean)
-    return saved["class_names"] != dataset.class_names or other_pixels
+    left = len(dataset.train_images) - job.config.val_size
+    here = {
+        "class_names": dataset.class_names,
+        "num_train_images": min(job.config.max_train_images or left, left),
+        "num_test_images": len(dataset.test_images),
+    }
+    same = all(saved.get(name, value) == value for name, value in here.items())  # early runs did not save all
+    return not same or not same_means(saved["mean"], mean)
 
 
 def run(config: SuiteConfig, todo: list[Job], num_images: int) -> list[Job]:
@@ -281,8 +289,9 @@ def print_plan(config: SuiteConfig, jobs: list[Job], todo: list[Job], num_images
             print(f"measuring {job.name}", file=sys.stderr, flush=True)
         beside = min(config.parallel, len(todo))
         seconds[job.name] = measure(config, job, beside, num_images, num_test_images) if left else 0.0
+        command = python_command([job.script, *job.flags, "--output-dir", str(job.folder)])
         cost = f"{left} x {format_time(seconds[job.name])}" if left else "finished"
-        print(f"{job.name:<24} {cost:<18} {shlex.join([job.script, *job.flags])}", flush=True)
+        print(f"{job.name:<24} {cost:<18} {command}", flush=True)
     ends = [0.0] * config.parallel
     for job in todo:  # each begins where a place is free first
         ends[ends.index(min(ends))] += seconds[job.name] * (1 - job.share_done)

@@ -30,7 +30,7 @@ from training.data.mix import Mixing
 from training.device import (
     Compiled,
     compile_errors,
-    keep_freed_memory,
+    prepare,
     select_compile,
     select_device,
     select_precision,
@@ -52,7 +52,7 @@ def main(
     shared = {name: value for name, value in config.to_dict().items() if name not in FREE_ON_RESUME}
     shared |= {"device": device.type, "precision": config.precision, "compile": config.compile, "extend": extend}
     with compile_errors(), Run(config, resume, overwrite, extend) as run:
-        keep_freed_memory()
+        prepare(device)
         with distributed.rank_0_first(device, shared):  # rank 0 may download or decode, the others then read
             dataset = load_dataset(config.dataset, config.data_dir, config.img_size, config.data_url, config.cache)
         train(config, create_model, device, dataset, run)

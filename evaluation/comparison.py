@@ -48,14 +48,14 @@ class Row:
 def group(records: Sequence[RunRecord]) -> list[Row]:
     """Put finished runs that differ only in the seed into one row, in the order of the records.
 
-    An unfinished run and a repetition with the same seed get their own rows.
+    An unfinished run, a repetition with the same seed, and one of another number of images get their own rows.
     """
     if not records:
         return []
     groups: dict[Any, list[RunRecord]] = {}
     for record in records:
         key = (record.model_name, *sorted(record.settings.items()), "" if record.finished else record.name)
-        while any(other.seed == record.seed for other in groups.get(key, [])):
+        while any(other.seed == record.seed or has_other_number(record, other) for other in groups.get(key, [])):
             key = (*key, "again")
         groups.setdefault(key, []).append(record)
     paths = [os.path.abspath(record.name) for record in records]
@@ -66,6 +66,11 @@ def group(records: Sequence[RunRecord]) -> list[Row]:
     full = [row[0] if len(row) == 1 else f"{row[0]} and {len(row) - 1} more" for row in named]
     unique = [one if one and short.count(one) == 1 else other for one, other in zip(short, full, strict=True)]
     return [Row(name, runs) for name, runs in zip(unique, groups.values(), strict=True)]
+
+
+def has_other_number(run: RunRecord, other: RunRecord) -> bool:
+    """Whether the runs are known to have learned from different numbers of images; early runs did not save it."""
+    return len({run.num_train_images, other.num_train_images} - {None}) > 1
 
 
 def name_row(names: list[str], all_names: list[str]) -> str:

@@ -82,6 +82,9 @@ def refuse_other_shares(records: Sequence[RunRecord], accuracy: str, num_images:
     """UsageError where an accuracy is not a share of so many images."""
     for run in records:
         value = ACCURACIES[accuracy](run)
+        known = run.config["val_size"] if accuracy == "last" and run.split == "val" else run.num_test_images
+        if known not in (None, num_images):
+            raise UsageError(f"{run.name}: its {accuracy} accuracy is of {known:,} images, not of {num_images:,}")
         if value is not None and abs(value * num_images / 100 - round(value * num_images / 100)) > 1e-6 * num_images:
             raise UsageError(f"{run.name}: {value:g} % is not the accuracy on {num_images:,} images")
 

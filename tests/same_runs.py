@@ -30,8 +30,11 @@ def bits(value: Any) -> Any:
 
 def assert_same_bits(folder: Path, expected: Path, names: Iterable[str]) -> None:
     """Assert that two runs have the same history, and in these checkpoints the same of all that they go on from."""
-    assert history_of(folder) == history_of(expected)
+    one, other = history_of(folder), history_of(expected)
+    assert one.keys() == other.keys()
+    for name in one:
+        assert one[name] == other[name], name
     for name in names:
-        one, other = (checkpoint.load(path / name) for path in (folder, expected))
+        saved, expected_saved = (checkpoint.load(path / name) for path in (folder, expected))
         for key in SAVED:
-            assert bits(one.get(key)) == bits(other.get(key)), f"{key} in {name}"
+            assert bits(saved.get(key)) == bits(expected_saved.get(key)), f"{key} in {name}"

@@ -8,7 +8,7 @@ import torch
 
 from training import device
 from training.errors import RunError, UsageError
-from vit import VisionTransformer
+from vit import RelPosBias, VisionTransformer
 
 CPU = torch.device("cpu")
 LONG_RUN = 1e16  # floating-point operations: the recipe's 100 epochs
@@ -49,6 +49,24 @@ def test_a_torch_without_these_questions_means_fp32(monkeypatch):
 def test_products_are_done_in_the_chosen_precision(dtype, result):
     with device.autocast(CPU, dtype):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == result
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+    torch.use_deterministic_algorithms(False)
+
+
+def test_gradients_of_many_relative_positions_are_the_same_each_time(two_threads):
+    """As with images of 64x64: threads may add to one number together, in another order each time."""
+    bias, upstream = RelPosBias(16, 3, 0, 0), torch.randn(256, 256, 3, generator=torch.Generator().manual_seed(0))
+    device.prepare(CPU)
+    table = bias.relative_position_bias_table
+    gradients = [torch.autograd.grad(bias(256), table, upstream.permute(2, 0, 1))[0] for _ in range(20)]
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
 
 
 def test_compiling_without_a_compiler_is_refused_by_name_and_left_out_by_auto(monkeypatch):

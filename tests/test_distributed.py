@@ -377,6 +377,29 @@ def test_rank_0_reads_the_weights_to_begin_with_and_gives_them_to_all(launcher, 
     assert [line.split(" does not fit")[0] for line in own_lines(result.err)] == ["error: --init-from: weights.pth"]
 
 
+def test_processes_with_other_images_than_each_other_are_refused(tmp_path):
+    change = """
+def load(*args, load=train.load_dataset):
+    dataset = load(*args)
+    dataset.train_images[0] = 255 * rank
+    return dataset
+train.load_dataset = load
+"""
+    result = train_with(tmp_path, change, *UNEVEN)
+    assert result.code != 0
+    why = "the machines have other images than each other: copy the folder of one to all"
+    assert own_lines(result.err) == [f"error: {why}"]
+
+
+def test_data_parallel_sends_buffers_only_where_they_change(monkeypatch):
+    made = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed, "DistributedDataParallel", lambda model, **options: made.append(options))
+    for model in (VisionTransformer(16, 4, embed_dim=24, depth=1, num_heads=3, pos_embed="relative"), ResNet18()):
+        distributed.data_parallel(model, torch.device("cpu"))
+    assert [options["broadcast_buffers"] for options in made] == [False, True]
+
+
 def test_a_rank_does_not_wait_for_one_that_has_failed(monkeypatch):
     store = HashStore()
     monkeypatch.setenv("RANK", "1")

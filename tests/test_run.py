@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from training import checkpoint
 from training.cli import parse_training_command
 from training.console import LINE_EVERY, TrainProgress
 from training.errors import RunError, UsageError
+from training.provenance import refuse_other_settings
 from training.run import Run
 from vit import VisionTransformer
 
@@ -152,6 +154,15 @@ def test_an_extended_run_keeps_its_small_images(num_epochs, share, extended_from
     assert num_epochs != 20 or run.config.small_images_share == share
 
 
+def test_an_extended_run_of_another_length_is_told_of_extend():
+    before = ViTConfig(num_epochs=40, small_images_share=0.4)
+    saved = {"config": before.to_dict(), "extended_from": [20], "machine": {"command": ["python", "train.py"]}}
+    run = Run(replace(before, num_epochs=60), resume=True, overwrite=False, extend=False)
+    run.saved = saved
+    with pytest.raises(UsageError, match=r"num_epochs was 40, is 60\. A run of more epochs .* give --extend"):
+        refuse_other_settings(saved, run.share_start(), extend=False)
+
+
 def test_extending_with_a_size_that_has_no_small_images_is_left_to_the_refusal():
     config = ViTConfig(num_epochs=40, img_size=21, patch_size=3, crop_padding=2)
     run = Run(config, resume=True, overwrite=False, extend=True)
@@ -168,11 +179,11 @@ def test_the_first_look_on_a_gpu_may_be_the_last_of_a_short_epoch(capsys):
     assert "for the training steps of 1 epoch" in capsys.readouterr().out
 
 
-def test_a_gpu_is_looked_at_every_hundredth_step_and_when_a_signal_has_come():
+def test_a_gpu_is_looked_at_at_the_second_step_every_hundredth_and_when_a_signal_has_come():
     run: Any = Run(ViTConfig(), resume=False, overwrite=False, extend=False)
     run.device, came = SimpleNamespace(type="cuda"), 0
     run.signals = SimpleNamespace(came=lambda: came)
-    assert [step for step in range(1, 2 * LINE_EVERY + 1) if run.look_due(step)] == [LINE_EVERY, 2 * LINE_EVERY]
+    assert [step for step in range(1, 2 * LINE_EVERY + 1) if run.look_due(step)] == [2, LINE_EVERY, 2 * LINE_EVERY]
     came = 15
     assert run.look_due(1)
     run.device, came = SimpleNamespace(type="cpu"), 0

@@ -169,14 +169,18 @@ def test_a_val_size_that_does_not_fit_is_refused(suite, val_size):
 
 
 def test_a_run_of_other_images_is_not_taken_for_finished(suite):
-    images, labels = torch.full((4, 3, 16, 16), 51, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
+    images, labels = torch.full((100, 3, 16, 16), 51, dtype=torch.uint8), torch.zeros(100, dtype=torch.int64)
     dataset = Dataset([str(digit) for digit in range(10)], images, labels, images, labels)
     [job, *_] = plan(suite, 128)
     job.folder.mkdir(parents=True)
     other_mean, other_names = {"mean": [0.2, 0.2, 0.21]}, {"class_names": ["a"]}
     (job.folder / "config.json").write_text('{"data": {"class_names": []}}')  # damaged: the table says so
     assert not has_other_images(job, dataset, [0.2] * 3)
-    for change, alike in [({}, True), ({"mean": [0.2001] * 3}, True), (other_mean, False), (other_names, False)]:
+    numbers = {"num_train_images": 80, "num_test_images": 100}  # 20 are held out
+    for change, alike in [
+        ({}, True), ({"mean": [0.2001] * 3}, True), (other_mean, False), (other_names, False), (numbers, True),
+        (numbers | {"num_train_images": 81}, False), (numbers | {"num_test_images": 1}, False),
+    ]:  # fmt: skip
         data = {"class_names": dataset.class_names, "mean": [0.2] * 3} | change
         (job.folder / "config.json").write_text(json.dumps({"data": data}))
         assert has_other_images(job, dataset, [0.2] * 3) != alike
@@ -262,6 +266,8 @@ def test_a_run_that_could_not_save_its_last_weights_has_failed(suite):
     history = {name: [1.0] * job.config.num_epochs for name in new_history("test")}
     (job.folder / "training_history.json").write_text(json.dumps(history))
     job.log.write_text("error: not all of the run could be saved\n")
+    assert not job.finished  # the history fitted on a full disk, the weights did not
+    (job.folder / "final_model.pth").touch()
     assert [replace(job, process=SimpleNamespace(returncode=code)).failed for code in (0, 1)] == [False, True]
 
 
@@ -419,7 +425,7 @@ def test_a_dry_run_prints_each_command_with_its_time_and_leaves_nothing(suite, f
     assert plain.startswith("plain ")
     assert " 2 x " in plain
     assert "--num-epochs 2" in plain
-    assert longer.endswith("--num-epochs 4")
+    assert longer.endswith(f"--num-epochs 4 --output-dir {suite.folder / 'longer' / 'seed-1'}")
     assert total.startswith("All that is left: ")
     assert not suite.folder.exists()
 

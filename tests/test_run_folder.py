@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,6 +76,19 @@ def test_a_folder_that_another_process_holds_is_refused_by_its_name_until_that_d
     assert names(tmp_path) == {".lock", ".lock-owner"}  # it had no time to tidy up
     with RunFolder(tmp_path):
         assert f"process {os.getpid()} on" in (tmp_path / ".lock-owner").read_text()
+
+
+def test_a_run_of_a_suite_waits_longer_for_the_folder(tmp_path, monkeypatch):
+    """The suite's command may be given again while a run of the one that was killed still ends."""
+    monkeypatch.setenv(run_folder.PARENT, str(os.getpid()))
+    monkeypatch.setattr(run_folder, "LOCK_TIMEOUT", 0)
+    command = [sys.executable, "-c", HOLDER, tmp_path]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == "held\n"
+        threading.Timer(1, holder.kill).start()
+        with RunFolder(tmp_path):
+            pass
 
 
 def test_one_process_cannot_hold_a_folder_twice_and_can_hold_two(folder, tmp_path):

@@ -434,6 +434,26 @@ def test_a_second_signal_stops_at_once_and_the_run_goes_on_from_its_last_save_to
     assert_same_bits(folder, trained[0], CHECKPOINTS)
 
 
+def test_a_reader_that_is_gone_at_the_end_leaves_the_last_weights_to_go_on_from(run, tmp_path, monkeypatch):
+    """The best model's weights, which take their place, are tested after the last epoch."""
+
+    def write_json(path: Path, content: Any, write=history.write_json) -> None:
+        if path.name == "test_result.json":
+            raise BrokenPipeError
+        write(path, content)
+
+    accuracies = iter([50.0, 10.0, 10.0, 50.0])  # so that the best epoch is not the last
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "evaluate", lambda *args: {"val_loss": 1.0, "val_acc": next(accuracies)})
+        patched.setattr(history, "write_json", write_json)
+        stopped = run("train_vit_cifar10.py", *NEW_RECIPE, "--output-dir", tmp_path)
+    assert stopped.code == 1
+    assert "nobody reads the output any more; saved in" in stopped.err
+    last, final, best = (load(tmp_path / f"{name}.pth")["model"] for name in ("last", "final_model", "best_model"))
+    assert all(torch.equal(last[name], final[name]) for name in final)
+    assert not torch.equal(best["head.weight"], final["head.weight"])
+
+
 def test_a_signal_in_the_last_save_ends_the_finished_run(trained, run, tmp_path, monkeypatch):
     command = ["train_vit_cifar10.py", *TINY, "--output-dir", tmp_path / "run"]
     with monkeypatch.context() as patched:
@@ -490,7 +510,7 @@ def test_a_run_that_is_extended_has_the_rest_of_the_longer_schedule(trained, run
     go_on = command_after_stop(stopped, folders[1])
     assert "--extend" not in go_on
     assert run("train_vit_cifar10.py", *go_on).code == 0
-    assert_same_bits(*folders, CHECKPOINTS)
+    assert_same_bits(folders[0], folders[1], CHECKPOINTS)
     assert load(folders[1] / "last.pth")["extended_from"] == [3]
 
 

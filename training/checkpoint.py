@@ -16,7 +16,7 @@ from torch import nn
 
 from training import distributed
 from training.engine import EpochSums
-from training.errors import GENTLER, RunError, first_line
+from training.errors import GENTLER, RunError, first_line, is_out_of_memory
 from training.files import read_sealed, write_sealed
 from training.history import History, append
 
@@ -39,7 +39,9 @@ def load(path: Path) -> dict[str, Any]:
         raise RunError(f"no permission to read the checkpoint {path}")
     try:
         content = read_sealed(path)
-    except Exception:  # of any type, in a damaged file; torch's own message would advise to load it unsafely
+    except Exception as error:  # of any type, in a damaged file; torch's own message would advise to load it unsafely
+        if is_out_of_memory(error):
+            raise
         raise RunError(f"{path} is damaged, or no checkpoint of this project: name another, or train anew") from None
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
         raise RunError(f"{path} is no checkpoint of this project's format version {FORMAT_VERSION}")

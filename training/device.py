@@ -164,6 +164,14 @@ class Compiled(nn.Module):
         return (self.compiled if len(images) == self.batch_size > 1 else self.model)(images)
 
 
+def prepare(device: torch.device) -> None:
+    """What a run sets for its whole process: on a CPU, sums that come in the same order each time; memory is kept."""
+    if device.type == "cpu":  # else threads add to the gradient of a relative position in the order in which they come
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue] takes time
+    keep_freed_memory()
+
+
 def keep_freed_memory() -> None:
     """Have glibc keep the memory that a step frees for the next step: the system takes long to give it out again.
 

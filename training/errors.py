@@ -36,6 +36,12 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it says that the memory is used up, the computer's or the device's."""
+    no_room = isinstance(error, RuntimeError) and re.search("out of memory|can't allocate memory", str(error))
+    return isinstance(error, MemoryError) or bool(no_room)
+
+
 def end_at_interrupt() -> None:
     """Until exit_codes, let Ctrl-C end the process at once, without a traceback; not where it is ignored (nohup)."""
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
@@ -69,7 +75,7 @@ def exit_codes(advice: str = "") -> Iterator[None]:
             print(f"{f'process {rank}: ' if rank else ''}error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate memory", str(error)):
+        if not is_out_of_memory(error):
             raise
         said = f"out of memory ({first_line(error)}). Smaller batches, images or models need less"
         print(f"{f'process {rank}: ' if rank else ''}error: {said}", file=sys.stderr)

@@ -16,7 +16,7 @@ from training import checkpoint, console, distributed, history
 from training.data.contact_sheet import save_contact_sheet
 from training.data.loader import ImageLoader
 from training.engine import EpochSums
-from training.errors import RunError, Terminated
+from training.errors import RunError, Terminated, UsageError
 from training.provenance import refuse_other_run, refuse_other_settings, resume_command, warn_of_other_machine
 from training.run_folder import RunFolder
 from training.signals import DeferredSignals, StopRequested, silence_lost_terminal
@@ -47,6 +47,7 @@ class Run:
         self.saved: dict[str, Any] | None = None
         self.board: Any = None
         self.begun = False  # whether --resume finds this run in the folder
+        self.over = False  # whether its last epoch is done and saved: the model may be another from then on
         self.complete = True  # whether the last save wrote all files
         self.signals = DeferredSignals()
 
@@ -62,15 +63,18 @@ class Run:
 
     def _choose_start(self, folder: RunFolder) -> dict[str, Any] | None:
         """The checkpoint to go on from, None for a new run; UsageError where the folder's run must not be touched."""
+        saved = None
         if distributed.was_restarted() and any(folder.path.glob("last*.pth")):  # by torchrun: go on with its run
-            launch = folder.load_last()["machine"]["launch"]
+            with suppress(RunError):  # nothing in it that any run can go on from
+                saved = folder.load_last()
+            launch = saved and saved["machine"]["launch"]
             began_it = launch is not None and launch == distributed.launch_id()
             self.resume, self.overwrite = self.resume or began_it, self.overwrite and not began_it
         if not (self.resume or self.overwrite):
             folder.refuse_used()
         if not self.resume:
             return None
-        saved = folder.load_last()
+        saved = saved or folder.load_last()
         refuse_other_settings(saved, self._with_schedule_of(saved), self._extends(saved))  # before any data is read
         return saved
 
@@ -81,7 +85,7 @@ class Run:
                 silence_lost_terminal()
             if lost_reader or isinstance(error, StopRequested):
                 together = not lost_reader or distributed.world_size() == 1  # else the other ranks are in a step
-                saved = together and self.save({})
+                saved = together and (self.over or self.save({}))
                 where = f"saved in {self.config.output_dir}" if saved else "this could not be saved"
                 said = f"{where}. Go on with: {resume_command(sys.argv)}"
                 if isinstance(error, StopRequested):
@@ -129,6 +133,8 @@ class Run:
         """
         saved, self.loader, self.metadata, self.machine = self.saved, loader, metadata, machine
         self.device, self.split = loader.images.device, metadata["split"]
+        if any(data != metadata["data"] for data in distributed.gather(metadata["data"])):
+            raise UsageError("the machines have other images than each other: copy the folder of one to all")
         self.state = checkpoint.TrainingState(model, optimizer, self.device, history.new_history(self.split))
         if saved:
             self.extend = self._extends(saved)
@@ -185,8 +191,9 @@ class Run:
             yield epoch
 
     def look_due(self, step: int) -> bool:
-        """Each step on a CPU. On a GPU, which should not wait for the host, every 100th, and when a signal has come."""
-        return self.device.type == "cpu" or step % console.LINE_EVERY == 0 or self.signals.came() > 0
+        """Each step on a CPU. On a GPU, which should not wait for the host, the second, from which on the speed is
+        measured, every 100th, and when a signal has come."""
+        return self.device.type == "cpu" or step == 2 or step % console.LINE_EVERY == 0 or self.signals.came() > 0
 
     def between_steps(self) -> None:
         """Show the progress, stop if a signal asks for it, save if the last save is long ago."""
@@ -246,6 +253,7 @@ class Run:
         if self.folder and self.saved and self.saved["epoch"] == self.config.num_epochs:
             print(f"\nThis run has all its {self.config.num_epochs} epochs already.")
             self.draw_curves()
+        self.over = True
         console.print_best(self.state.history, self.split, self.config.output_dir)
         if number := self.signals.came():
             raise self.signals.exit_of(number)

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from training import checkpoint
+from training.distributed import PARENT
 from training.errors import RunError, UsageError, first_line
 from training.files import DiskError, create_folder, remove_temporary_files
 
@@ -22,6 +23,7 @@ EVALUATION_FILES = ("evaluation.json", "predictions.csv", "report.html")  # of e
 RUN_FILES = (*MARKS, *EVALUATION_FILES, "*.png", "evaluation", "tensorboard")
 LOCK, OWNER = ".lock", ".lock-owner"
 LOCK_TIMEOUT = 1  # seconds that a second process waits for the first to leave
+SUITE_TIMEOUT = 90  # the same for a run of a suite: one of a suite that was killed ends with its step
 FIGURES_SIZE = 8 << 20  # bytes, ample, for the pictures and the JSON files of a run
 
 
@@ -33,7 +35,7 @@ class RunFolder:
 
     def __init__(self, path: Path, warn: Callable[[str], object] = print):
         self.path, self.warn = path, warn
-        self.lock = FileLock(path / LOCK, timeout=LOCK_TIMEOUT)
+        self.lock = FileLock(path / LOCK, timeout=SUITE_TIMEOUT if PARENT in os.environ else LOCK_TIMEOUT)
         self.unsaved: dict[str, dict[str, Any]] = {}  # what a full disk did not take: the next save tries again
         self.saved_at = time.monotonic()
         self.needed = 0  # bytes, once require_space knows

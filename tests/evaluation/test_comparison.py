@@ -88,6 +88,8 @@ def test_a_run_of_an_older_version_has_the_defaults_of_younger_settings(tmp_path
     assert to_markdown(group(read(str(tmp_path / "old")))).endswith("| - | 30 min 00 s | 100 | - | - |\n")
     new = write_run(tmp_path / "new", [65.0], seed=1)
     assert len(group(read(str(tmp_path / "old"), new))) == 1
+    grown = write_run(tmp_path / "grown", [65.0], seed=2, data={"num_train_images": 501})
+    assert [len(row.runs) for row in group(read(new, grown))] == [1, 1]
 
 
 @pytest.mark.parametrize(

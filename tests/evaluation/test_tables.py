@@ -121,9 +121,14 @@ def test_seeds_without_any_variance_decide_nothing(runs):
         ("*/* from a-baseline/seed-1: last (%) of 1,000 images", "not one row"),
         ("*/* from nothing: last (%) of 1,000 images", "no runs in nothing"),
         ("*/* from a-baseline/*: last (%) of 7 images", "70 % is not the accuracy on 7 images"),
+        (
+            "held-out from held-out: last (%) of 10,000 images",
+            "last accuracy is of 1,000 images, not of 10,000",
+        ),
     ],
 )
 def test_differences_that_cannot_be_made_are_named(runs, marker, problem):
+    write_run(runs / "held-out", [70.0], split="val", val_size=1000)
     with pytest.raises(UsageError, match=problem):
         with_tables(f"<!-- differences of {marker} -->\n<!-- end of table -->\n")
 

@@ -1,7 +1,7 @@
 """Datasets that torchvision knows: CIFAR, SVHN, Fashion-MNIST. Downloaded from their official address, md5 checked."""
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torchvision import datasets
 from torchvision.datasets.utils import calculate_md5, extract_archive
 
 from training.data.download import download, one_process
-from training.errors import RunError, first_line
+from training.errors import RunError, first_line, is_out_of_memory
 
 ARCHIVES = (".gz", ".tgz")
 
@@ -74,10 +74,10 @@ def provide(
     RunError for what can't be had or read.
     """
     try:
-        with suppress(Exception):  # not there, not unpacked yet, or only half, which may raise anything
+        with suppress_damage():  # not there, not unpacked yet, or only half, which may raise anything
             return read()
         with one_process(folder, name):
-            with suppress(Exception):  # another process may have been at it
+            with suppress_damage():  # another process may have been at it
                 return read()
             for file, md5 in files.items():
                 provide_file(folder / file, url, md5)
@@ -90,7 +90,19 @@ def provide(
             f"{folder} by hand, or --dataset digits (--preset demo) or image-folder, which need no download"
         ) from None
     except Exception as error:  # a file of other content can raise anything
+        if is_out_of_memory(error):
+            raise
         raise RunError(f"can't read {name} from {folder}: {first_line(error)}") from None
+
+
+@contextmanager
+def suppress_damage() -> Iterator[None]:
+    """Suppress any exception but that of a memory that is used up."""
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
 
 
 def provide_file(path: Path, url: str, md5: str) -> None:
