@@ -71,7 +71,7 @@ class SuiteConfig:
     data_dir: str = "data"
     """folder that the images are read from, and downloaded to"""
     data_url: str = ""
-    """address to download the official files from; empty: the official address"""
+    """web address of a folder with the official files, or of CIFAR's archive; empty: the official address"""
     val_size: int = 1000
     """hold out this many training images to choose the best epoch on, which alone is tested; 0: on the test images"""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -115,9 +115,9 @@ def main(config: SuiteConfig) -> None:
     share = min(num_images, config.max_train_images or num_images)
     jobs = plan(config, share)
     mean = channel_stats(dataset.train_images)[0]
+    todo = [job for job in jobs if not job.finished]  # refuses other settings first
     if others := [str(job.folder) for job in jobs if has_other_images(job, dataset, mean)]:
         raise UsageError(f"{others[0]} holds a run of other images than {config.data_dir}: choose another --output-dir")
-    todo = [job for job in jobs if not job.finished]
     print(f"{config.suite}: {len(jobs)} runs in {config.folder}, {len(jobs) - len(todo)} of them finished", flush=True)
     if config.dry_run:
         print_plan(config, jobs, todo, num_images, len(dataset.test_images))
@@ -125,20 +125,22 @@ def main(config: SuiteConfig) -> None:
     failed, lacking = run(config, todo, num_images), ""
     before = [job for job in finished_before(config, jobs, share) if not has_other_images(job, dataset, mean)]
     in_turn = sorted([*jobs, *before], key=lambda job: (list(SUITES[config.suite]).index(job.name), job.config.seed))
+    table, curves = config.folder / "table.md", config.folder / "curves.png"
+    for path in (table, curves):
+        path.unlink(missing_ok=True)  # of an earlier command
     if folders := [job.folder for job in in_turn if job not in failed]:
-        files = ["--markdown", config.folder / "table.md", "--output", config.folder / "curves.png"]
+        files = ["--markdown", table, "--output", curves]
         compare = [sys.executable, Path(__file__).with_name("compare_runs.py"), *folders, *files]
-        (config.folder / "table.md").unlink(missing_ok=True)  # an older one
         if subprocess.run(compare, check=False).returncode:
-            lacking = "not all of them are in the table: see the error above"
+            lacking = "not all of {} are in the table: see the error above"
     if failed:
         folders = ", ".join(str(job.folder) for job in failed)
         raise RunError(
             f"{len(failed)} of {len(jobs)} runs failed: {folders}. The same command tries them again, each from its "
-            f"last save; remove a folder to begin it anew{'. Of the others, ' * bool(lacking)}{lacking}"
+            f"last save; remove a folder to begin it anew{'; ' * bool(lacking)}{lacking.format('the others')}"
         )
     if lacking:
-        raise RunError(f"the runs have finished, but {lacking}")
+        raise RunError(f"the runs have finished, but {lacking.format('them')}")
 
 
 def plan(config: SuiteConfig, num_images: int) -> list[Job]:

@@ -208,6 +208,16 @@ def test_resuming_where_nothing_can_be_read_is_one_line(tmp_path):
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_a_memory_that_is_full_is_not_taken_for_a_damaged_file(tmp_path, monkeypatch):
+    def read(path: Path):
+        raise MemoryError
+
+    checkpoint.save(tmp_path / "last.pth", CONTENT)
+    monkeypatch.setattr(checkpoint, "read_sealed", read)
+    with pytest.raises(MemoryError):
+        checkpoint.load_last(tmp_path, pytest.fail)
+
+
 def test_from_weights_alone_no_run_can_go_on(tmp_path):
     checkpoint.save(tmp_path / "last.pth", {"epoch": 1, "model": CONTENT["model"]})
     with pytest.raises(RunError, match=r"nothing to resume in .*last\.pth holds only weights.*no .*last\.prev\.pth"):

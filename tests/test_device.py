@@ -53,11 +53,12 @@ def test_products_are_done_in_the_chosen_precision(dtype, result):
 
 @pytest.fixture
 def two_threads():
-    before = torch.get_num_threads()
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(2)
+    torch.use_deterministic_algorithms(False)  # a run in this process may have asked for them
     yield
-    torch.set_num_threads(before)
-    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
 
 
 def test_gradients_of_many_relative_positions_are_the_same_each_time(two_threads):

@@ -377,17 +377,18 @@ def test_rank_0_reads_the_weights_to_begin_with_and_gives_them_to_all(launcher, 
     assert [line.split(" does not fit")[0] for line in own_lines(result.err)] == ["error: --init-from: weights.pth"]
 
 
-def test_processes_with_other_images_than_each_other_are_refused(tmp_path):
-    change = """
+@pytest.mark.parametrize("change", ["dataset.train_images[0] = 255 * rank", "dataset.class_names += ['more'] * rank"])
+def test_processes_that_read_different_images_are_refused(tmp_path, change):
+    changes = f"""
 def load(*args, load=train.load_dataset):
     dataset = load(*args)
-    dataset.train_images[0] = 255 * rank
+    {change}
     return dataset
 train.load_dataset = load
 """
-    result = train_with(tmp_path, change, *UNEVEN)
+    result = train_with(tmp_path, changes, *UNEVEN)
     assert result.code != 0
-    why = "the machines have other images than each other: copy the folder of one to all"
+    why = "the processes read different images: give all machines the same folder, and the same version of Pillow"
     assert own_lines(result.err) == [f"error: {why}"]
 
 

@@ -81,7 +81,8 @@ def test_output_that_nobody_reads_ends_a_run_that_is_saved(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("launch", "said"), [("first", "This run has all its 1 epochs already"), ("second", "Epoch [1/1]")]
+    ("launch", "said"),
+    [("first", "This run has all its 1 epochs already"), ("second", "Epoch [1/1]"), ("first, damaged", "Epoch [1/1]")],
 )
 def test_a_restart_by_torchrun_overwrites_another_launchs_run_and_never_its_own(
     tmp_path, monkeypatch, capsys, launch, said
@@ -92,7 +93,10 @@ def test_a_restart_by_torchrun_overwrites_another_launchs_run_and_never_its_own(
     monkeypatch.setattr("training.distributed.launch_id", lambda: "first")
     main(config, VisionTransformer, False, False, False)
     capsys.readouterr()
-    monkeypatch.setattr("training.distributed.launch_id", lambda: launch)
+    if "damaged" in launch:
+        for name in ("last.pth", "last.prev.pth"):
+            (tmp_path / "run" / name).write_bytes(b"")
+    monkeypatch.setattr("training.distributed.launch_id", lambda: launch.split(",")[0])
     monkeypatch.setattr("training.distributed.was_restarted", lambda: True)
     main(config, VisionTransformer, False, True, False)
     assert said in capsys.readouterr().out
@@ -181,7 +185,7 @@ def test_the_first_look_on_a_gpu_may_be_the_last_of_a_short_epoch(capsys):
 
 def test_a_gpu_is_looked_at_at_the_second_step_every_hundredth_and_when_a_signal_has_come():
     run: Any = Run(ViTConfig(), resume=False, overwrite=False, extend=False)
-    run.device, came = SimpleNamespace(type="cuda"), 0
+    run.device, run.progress, came = SimpleNamespace(type="cuda"), SimpleNamespace(batches_done=0), 0
     run.signals = SimpleNamespace(came=lambda: came)
     assert [step for step in range(1, 2 * LINE_EVERY + 1) if run.look_due(step)] == [2, LINE_EVERY, 2 * LINE_EVERY]
     came = 15

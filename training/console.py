@@ -84,7 +84,7 @@ class TrainProgress:
 
     def _estimate(self, count: int, num_images: int) -> None:
         if self.started is None:
-            if count >= 2:  # the first two also set things up; on a GPU the first look is later
+            if count >= 2:  # the first two also set things up
                 self.started = time.perf_counter()
             return
         self.timed_images += num_images

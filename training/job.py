@@ -72,8 +72,8 @@ class Job:
             changes.append("it was extended, so its learning rates are others")
         if changes:
             raise UsageError(f"{self.folder} holds another run ({', '.join(changes)}): choose another --output-dir")
-        last = "test_result.json" if self.config.val_size else "final_model.pth"  # the last file that it writes
-        return self.epochs_done == self.config.num_epochs and (self.folder / last).exists()
+        tested = not self.config.val_size or (self.folder / "test_result.json").exists()
+        return self.epochs_done == self.config.num_epochs and tested
 
     def start(self, threads: int) -> None:
         """Start the script, or let it go on with what is in the folder. RunError where it can't be started there."""

@@ -38,7 +38,20 @@ def describe_run(
     config: Any, create_model: Callable[..., nn.Module], dataset: Dataset, train_loader: ImageLoader, split: str,
     dtype: torch.dtype,
 ) -> dict[str, Any]:  # fmt: skip
-    """What a checkpoint holds beside the weights to rebuild and evaluate the model, in plain values."""
+    """What a checkpoint holds beside the weights to rebuild and evaluate the model, in plain values.
+
+    A collective call: UsageError where the ranks have read different images.
+    """
+    data = {
+        "class_names": dataset.class_names,
+        "num_train_images": len(train_loader.images),
+        "num_test_images": len(dataset.test_images),
+        **train_loader.stats,
+    }
+    if any(other != data for other in distributed.gather(data)):
+        raise UsageError(
+            "the processes read different images: give all machines the same folder, and the same version of Pillow"
+        )
     model_args = {**config.model_args, "num_classes": len(dataset.class_names)}
     flops = count_flops(create_model, config.img_size, getattr(config, "freeze_backbone", False), **model_args)
     return {
@@ -50,12 +63,7 @@ def describe_run(
         "config": config.to_dict(),
         "extended_from": [],  # numbers of epochs that the schedule had before --extend
         "machines_before": [],  # where the run began and went on, if not always on the same machine and threads
-        "data": {
-            "class_names": dataset.class_names,
-            "num_train_images": len(train_loader.images),
-            "num_test_images": len(dataset.test_images),
-            **train_loader.stats,
-        },
+        "data": data,
         "split": split,
         "precision": str(dtype).removeprefix("torch."),
     }

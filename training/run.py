@@ -16,7 +16,7 @@ from training import checkpoint, console, distributed, history
 from training.data.contact_sheet import save_contact_sheet
 from training.data.loader import ImageLoader
 from training.engine import EpochSums
-from training.errors import RunError, Terminated, UsageError
+from training.errors import RunError, Terminated
 from training.provenance import refuse_other_run, refuse_other_settings, resume_command, warn_of_other_machine
 from training.run_folder import RunFolder
 from training.signals import DeferredSignals, StopRequested, silence_lost_terminal
@@ -85,7 +85,7 @@ class Run:
                 silence_lost_terminal()
             if lost_reader or isinstance(error, StopRequested):
                 together = not lost_reader or distributed.world_size() == 1  # else the other ranks are in a step
-                saved = together and (self.over or self.save({}))
+                saved = self.over or (together and self.save({}))
                 where = f"saved in {self.config.output_dir}" if saved else "this could not be saved"
                 said = f"{where}. Go on with: {resume_command(sys.argv)}"
                 if isinstance(error, StopRequested):
@@ -133,8 +133,6 @@ class Run:
         """
         saved, self.loader, self.metadata, self.machine = self.saved, loader, metadata, machine
         self.device, self.split = loader.images.device, metadata["split"]
-        if any(data != metadata["data"] for data in distributed.gather(metadata["data"])):
-            raise UsageError("the machines have other images than each other: copy the folder of one to all")
         self.state = checkpoint.TrainingState(model, optimizer, self.device, history.new_history(self.split))
         if saved:
             self.extend = self._extends(saved)
@@ -191,9 +189,12 @@ class Run:
             yield epoch
 
     def look_due(self, step: int) -> bool:
-        """Each step on a CPU. On a GPU, which should not wait for the host, the second, from which on the speed is
-        measured, every 100th, and when a signal has come."""
-        return self.device.type == "cpu" or step == 2 or step % console.LINE_EVERY == 0 or self.signals.came() > 0
+        """Each step on a CPU. On a GPU, which should not wait for the host, every 100th, and when a signal has come.
+
+        On both the second one of this process: the speed is measured from there on.
+        """
+        second = step - self.progress.batches_done == 2
+        return self.device.type == "cpu" or second or step % console.LINE_EVERY == 0 or self.signals.came() > 0
 
     def between_steps(self) -> None:
         """Show the progress, stop if a signal asks for it, save if the last save is long ago."""
@@ -216,7 +217,7 @@ class Run:
         self.complete = self.save(self._weights_due(new_best))
         if self.board:
             self.board.write_epoch(metrics, grad_norm)
-        if self.folder:
+        if self.folder and self.complete:  # else the files would have more epochs than the weights to go on from
             with self.folder.tolerating_disk_errors():
                 history.write_json(self.folder.path / "training_history.json", self.state.history)
                 last_epoch = self.state.epoch == self.config.num_epochs

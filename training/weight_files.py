@@ -65,7 +65,9 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise RunError(f"--init-from: can't read {path}: {first_line(error)}") from None
-    except Exception:  # of any type, in a damaged file; torch's own message would advise to load it unsafely
+    except Exception as error:  # of any type, in a damaged file; torch's own message would advise to load it unsafely
+        if isinstance(error, MemoryError):
+            raise
         raise RunError(
             f"--init-from: {path} is damaged, or holds more than tensors and plain values; nothing of it was executed"
         ) from None

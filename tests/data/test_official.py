@@ -16,7 +16,7 @@ from filelock import FileLock
 from processes import wait_until
 from torchvision import datasets
 
-from training.data import get_cifar10_dataloaders, load_dataset
+from training.data import get_cifar10_dataloaders, load_dataset, official
 from training.errors import RunError
 
 RNG = np.random.default_rng(0)
@@ -161,3 +161,14 @@ def test_a_damaged_file_is_named_and_one_that_was_unpacked_badly_is_unpacked_ane
     monkeypatch.setattr(datasets.FashionMNIST, "resources", official)
     with pytest.raises(RunError, match=r"^can't read fashion-mnist from "):
         load_dataset("fashion-mnist", str(tmp_path / "data"), 28)
+
+
+def test_a_memory_that_is_full_is_not_taken_for_damage(tmp_path):
+    """Else the archive would be unpacked again, or downloaded."""
+
+    def read(*args, **options):
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        official.provide("cifar10", read, tmp_path, {"y": ""}, "http://127.0.0.1:9")
+    assert not list(tmp_path.iterdir())

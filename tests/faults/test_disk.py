@@ -89,7 +89,7 @@ def test_a_run_goes_on_without_its_disk_and_saves_when_there_is_room(
         run.wait_for_pause()
         now = content_of(folder)
         assert now.keys() == before.keys()
-        for name in ("last.pth", "last.prev.pth"):
+        for name in ("last.pth", "last.prev.pth", "training_history.json"):
             assert now[name] == before[name]
         assert_loud(run.err.read_text())
         assert "New best accuracy! NOT saved" in run.out.read_text()

@@ -1,10 +1,13 @@
 """results/faults.md, which `make faults` writes, has the faults that are tried here, and each was survived."""
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 from conftest import ROWS
+
+pytestmark = pytest.mark.skipif("FAULT_TABLE" in os.environ, reason="the table is being written")
 
 LINES = (Path(__file__).parents[2] / "results" / "faults.md").read_text().splitlines()
 CELLS = [re.findall(r"[^|]+", line.replace(" | ", "|").strip("| ")) for line in LINES[4:]]

@@ -35,7 +35,7 @@ def download(url: str, path: Path, md5: str) -> None:
         download_rest(url, partial)
     if (found := calculate_md5(partial)) != md5:
         partial.unlink()
-        raise RunError(f"{url} sent a file with md5 {found}, the official has {md5}: try again, or use another address")
+        raise RunError(f"{url} sent a file with md5 {found}, the official is {md5}: try again, or another address")
     partial.rename(path)
 
 
