@@ -377,7 +377,9 @@ def test_rank_0_reads_the_weights_to_begin_with_and_gives_them_to_all(launcher, 
     assert [line.split(" does not fit")[0] for line in own_lines(result.err)] == ["error: --init-from: weights.pth"]
 
 
-@pytest.mark.parametrize("change", ["dataset.train_images[0] = 255 * rank", "dataset.class_names += ['more'] * rank"])
+@pytest.mark.parametrize(
+    "change", ["dataset.train_images[0] = 255 * rank", "dataset.class_names.extend(['more'] * rank)"]
+)
 def test_processes_that_read_different_images_are_refused(tmp_path, change):
     changes = f"""
 def load(*args, load=train.load_dataset):
@@ -389,16 +391,7 @@ train.load_dataset = load
     result = train_with(tmp_path, changes, *UNEVEN)
     assert result.code != 0
     why = "the processes read different images: give all machines the same folder, and the same version of Pillow"
-    assert own_lines(result.err) == [f"error: {why}"]
-
-
-def test_data_parallel_sends_buffers_only_where_they_change(monkeypatch):
-    made = []
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(distributed, "DistributedDataParallel", lambda model, **options: made.append(options))
-    for model in (VisionTransformer(16, 4, embed_dim=24, depth=1, num_heads=3, pos_embed="relative"), ResNet18()):
-        distributed.data_parallel(model, torch.device("cpu"))
-    assert [options["broadcast_buffers"] for options in made] == [False, True]
+    assert own_lines(result.err) == [f"error: {why}"], result.err
 
 
 def test_a_rank_does_not_wait_for_one_that_has_failed(monkeypatch):
@@ -495,6 +488,7 @@ def test_cores_are_shared_out_unless_the_user_has_said_how_many_threads(monkeypa
     monkeypatch.setattr(os, "getppid", lambda: parent.pid)
     monkeypatch.setattr(distributed, "num_cpus", lambda: 8)
     monkeypatch.setattr(torch, "set_num_threads", given.append)
+    wait_until(lambda: bool(Path(f"/proc/{parent.pid}/environ").read_bytes()))  # empty for a moment
     try:
         distributed.share_cores()
     finally:

@@ -179,11 +179,9 @@ def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
     if device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     warnings.filterwarnings("ignore", "Grad strides do not match")  # of the class token, where a rank has one image
-    changing = {name for name, _ in model.named_buffers()} & model.state_dict().keys()  # BatchNorm's; others stay
     return DistributedDataParallel(
-        model, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True,
-        broadcast_buffers=bool(changing),
-    )  # fmt: skip
+        model, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
+    )
 
 
 def seed_dropout(seed: int) -> None:
