@@ -3,7 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-PIP := $(VENV)/bin/pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# Downloads wait in .venv: a /tmp in memory may be too small for them.
+PIP := TMPDIR="$(CURDIR)/$(VENV)" $(RUN) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: setup setup-dev demo train test faults lint bench clean
 
@@ -12,7 +13,7 @@ setup-dev: $(VENV)/.ready-dev    ## also the packages of tests, lint and benchma
 
 $(VENV)/.ready: requirements.txt constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
 	@echo "installing PyTorch and the rest: some minutes and 6 GB the first time"
 	$(PIP) --requirement requirements.txt
 	touch $@
@@ -47,5 +48,5 @@ bench: setup-dev                 ## speed: training steps and augmentation again
 	$(RUN) benchmarks/muon.py
 
 clean:                           ## the virtual environment and the caches; runs and data stay
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './data/*' -prune -exec rm -rf {} +

@@ -40,7 +40,7 @@ class TrainConfig:
     batch_size: int = 64
     """images per step, over all processes together (the recipe: 64)"""
     optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
-    """adamw (arXiv 1711.05101), sgd with Nesterov momentum 0.9, or muon (2502.16982; adamw for the outer layers)"""
+    """adamw (arXiv 1711.05101), sgd with Nesterov momentum 0.9, or muon (training/muon.py; outer layers: adamw)"""
     learning_rate: float = 1e-3
     """learning rate at its peak, at the end of the warmup (the recipe: 0.001)"""
     muon_learning_rate: float = 0.02

@@ -94,9 +94,11 @@ def main(config: EvaluateConfig) -> None:
     other_dataset, other_chosen_on = load_test_data(config, subject, other, load) if other else (dataset, None)
     if config.flip and not dataset.mirrorable:
         raise UsageError("--flip: the mirror images of this dataset would show something else; leave out --flip")
+    if config.flip and not subject.saved["config"].get("horizontal_flip", True):
+        print("note: this model was not trained on mirror images")
     fingerprint = predictions.fingerprint(dataset)
-    if not config.output_dir and (config.dataset or config.data_dir):
-        refuse_other_images(folder, fingerprint)
+    if not config.output_dir:
+        refuse_to_replace(folder, subject.path, fingerprint)
     create_folder(folder)
 
     labels, logits = dataset.test_labels, subject.predict(dataset)
@@ -117,6 +119,7 @@ def main(config: EvaluateConfig) -> None:
             **metrics.compare(logits.argmax(dim=1) == labels, other_logits.argmax(dim=1) == labels),
         }  # fmt: skip
     print_evaluation(evaluation)
+    (folder / "report.html").unlink(missing_ok=True)  # an older one, should this be interrupted
     predictions.write(folder / "predictions.csv", logits, labels)
     history.write_json(folder / "evaluation.json", evaluation)
     results = Results(evaluation, dataset, subject, logits, other, other_logits)
@@ -139,10 +142,13 @@ def refuse_folder_of_other_run(folder: Path, checkpoint: Path) -> None:
         )
 
 
-def refuse_other_images(folder: Path, fingerprint: str) -> None:
-    """UsageError where the folder has the evaluation of images with another fingerprint."""
-    if history.read_object(folder / "evaluation.json").get("test_images_sha256", fingerprint) != fingerprint:
+def refuse_to_replace(folder: Path, checkpoint: Path, fingerprint: str) -> None:
+    """UsageError where the folder has the evaluation of another checkpoint, or of images of another fingerprint."""
+    there = history.read_object(folder / "evaluation.json")
+    if there.get("test_images_sha256", fingerprint) != fingerprint:
         raise UsageError(f"{folder} holds the evaluation of other images: name another folder by --output-dir")
+    if (name := Path(str(there.get("checkpoint", checkpoint))).name) != checkpoint.name:
+        raise UsageError(f"{folder} holds the evaluation of {name}: name another folder by --output-dir")
 
 
 def load_test_data(

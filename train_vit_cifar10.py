@@ -91,12 +91,12 @@ def train(
     if run.saved:
         print(f"Resumed   after {run.state.epoch} epochs and {run.sums.step} steps of the next", flush=True)
 
-    for _ in run.epochs():
+    for _ in run.epochs():  # which tells the loader
         train_one_epoch(
             step_model, train_loader, optimizer, scheduler, dtype, run,
             clip_grad_norm=config.clip_grad_norm, label_smoothing=config.label_smoothing,
         )  # fmt: skip
-        run.finish_epoch(evaluate(run.state.model, eval_loader, dtype, run.signals.check))
+        run.finish_epoch(evaluate(model, eval_loader, dtype, run.signals.check))
     run.finish()
     if eval_loader.split == "val":  # only now, and once: no choice was made on these images
         test_best_model(model, dataset, train_loader, dtype, run)
@@ -148,7 +148,8 @@ def test_best_model(
 ) -> None:
     """Print and write down what the best model, chosen on other images, does on the test images."""
     ranks = distributed.rank(), distributed.world_size()
-    test_loader = create_eval_loader(dataset, "test", train_loader.stats, train_loader.images.device, *ranks)
+    images, labels, device = dataset.test_images, dataset.test_labels, train_loader.images.device
+    test_loader = create_eval_loader(images, labels, "test", train_loader.stats, device, *ranks)
     best = distributed.broadcast(checkpoint.load(run.folder.path / "best_model.pth") if run.folder else None) or {}
     model.load_state_dict(best["model"])
     test = evaluate(model, test_loader, dtype)

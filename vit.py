@@ -42,7 +42,7 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = (nn.LayerNorm(dim // num_heads, 1e-6) if qk_norm else nn.Identity() for _ in "qk")
         self.rel_pos = rel_pos
         self.proj = nn.Linear(dim, dim)
-        self.proj_drop = Dropout(dropout)
+        self.proj_drop = Dropout(dropout)                     # nn.Dropout, cheaper on a CPU: see below
 
     def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         B, N, D = x.shape
@@ -52,9 +52,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
         q, k, v = self.queries_keys_values(x)
-        q = q[:, :, :num_queries]                             # (B, H, Q, D/H), where Q = N except in the last block
+        q = q[:, :, :num_queries]                             # (B, H, Q, D/H), where Q = num_queries or N
         bias = self.rel_pos(x.shape[1])[:, :num_queries].to(q.dtype) if self.rel_pos else None  # (H, Q, N)
-        if x.device.type == "cpu":                            # in bf16 the fused kernel's backward is slower here
+        if x.device.type == "cpu":                            # the same; the fused kernel is slower here in bf16
             attn = (q * self.scale) @ k.transpose(-2, -1)     # (B, H, Q, N)
             attn = attn if bias is None else attn + bias
             x = attn.softmax(dim=-1) @ v                      # (B, H, Q, D/H)
@@ -112,8 +112,8 @@ class VisionTransformer(nn.Module):
     Options, off by default:
         global_pool: the head reads the class token ("token"), or there is none and it reads the patches' mean ("avg").
         qk_norm: LayerNorm on each head's queries and keys (arXiv 2302.05442).
-        pos_embed: "learn" adds a vector for each place; "relative" adds to each head's logits a number for each offset
-            between two patches in its place (RelPosBias).
+        pos_embed: "learn" adds a vector for each place; "relative" instead adds to each head's attention scores a
+            number for each offset between two patches (RelPosBias).
         zero_init: each block begins as the identity, and the logits at zero (init_weights).
     """
 
@@ -155,8 +155,8 @@ class VisionTransformer(nn.Module):
         self.num_prefix_tokens, self.grid = int(global_pool == "token"), img_size // patch_size
         self.sizes = [img_size] if self.grid % 2 else [img_size, img_size // 2]  # of images, in pixels
         learned, num_tokens = pos_embed == "learn", self.num_prefix_tokens + self.grid**2
-        places = self.grid, num_heads, self.num_prefix_tokens
-        rel_pos = [None if learned else RelPosBias(*places, block) for block in range(depth)]
+        shape = self.grid, num_heads, self.num_prefix_tokens
+        rel_pos = [None if learned else RelPosBias(*shape, block) for block in range(depth)]
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim)) if self.num_prefix_tokens else None
         self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, embed_dim)) if learned else None
@@ -167,7 +167,7 @@ class VisionTransformer(nn.Module):
         self.init_weights(zero_init)
 
     def init_weights(self, zero_init: bool) -> None:
-        """Truncated normals of std 0.02 as in timm (patches: 1/sqrt(fan-in), as the paper's code), zero biases.
+        """Normals of std 0.02 as in timm (patches: 1/sqrt(fan-in), as the paper's code; class token 1e-6), zero biases.
 
         `zero_init`, which Muon likes: zeros in the head and in the last layer of each residual branch, so that a block
         begins as the identity (arXiv 1901.09321); 0.7/sqrt(fan-in) in the other matrices of the blocks.
@@ -203,10 +203,10 @@ class VisionTransformer(nn.Module):
         return self.head(self.norm(x).mean(dim=1))            # (B, K)
 
     def positions(self, num_patches: int) -> Tensor | None:
-        """The position embedding (1, N, D) for that many patches."""
+        """The position embedding (1, N, D) for that many patches; in smaller images each place is the mean of four."""
         grid, prefix, pos_embed = round(num_patches**0.5), self.num_prefix_tokens, self.pos_embed
         if pos_embed is None or grid == self.grid:
-            return pos_embed                                  # of a smaller image each place is the mean of four:
+            return pos_embed
         patches = pos_embed[:, prefix:].unflatten(1, (self.grid, self.grid)).permute(0, 3, 1, 2)
         patches = F.interpolate(patches, (grid, grid), mode="area").flatten(2).transpose(1, 2)
         return torch.cat([pos_embed[:, :prefix], patches], dim=1)
@@ -221,13 +221,13 @@ NEIGHBOURS = [(0, 0), (0, 1), (1, 0), (0, -1), (-1, 0), (1, 1), (-1, -1), (1, -1
 
 
 class RelPosBias(nn.Module):
-    """For each head, a learned number for each offset (rows, columns) between two patches, added to their logit.
+    """For each head, a learned number for each offset (rows, columns) between two patches, added to their score.
 
-    T5's bias (arXiv 1910.10683) in two dimensions, as Swin's (2103.14030) and timm's of this name; as there, three more
-    numbers are for the class token: as query, as key, as both. An image of half the size has every second place.
+    T5's bias (arXiv 1910.10683) in two dimensions, as Swin's (2103.14030) and timm's of this name; as in timm, three
+    more numbers are for the class token: as query, as key, as both. An image of half the size has every second place.
 
-    Each head begins at one of a patch's NEIGHBOURS, the next in each next head and block: minus the squared distance
-    from it, down to -9. Swin and timm begin near 0 everywhere.
+    Each head begins by looking at a patch itself or at one neighbour (as ConViT's heads, 2103.10697), in turn over
+    heads and blocks: its bias is minus the squared distance from there, at least -9. Swin and timm begin near 0.
     """
 
     index: Tensor

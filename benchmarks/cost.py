@@ -21,10 +21,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository's root, whe
 from training.cli import parse
 from training.device import select_device, select_precision
 from training.errors import exit_codes
+from training.files import create_folder
 from training.history import write_json
 from training.provenance import count_flops
 from vit import VisionTransformer, create_vit_tiny_cifar10
 
+ROOT = Path(__file__).parents[1]
 VARIED: dict[str, list[tuple[str, dict[str, int], int]]] = {  # axis: (label, changed model arguments, batch size)
     "tokens (patch 8, 4, 2)": [(str((32 // p) ** 2 + 1), {"patch_size": p}, 64) for p in (8, 4, 2)],
     "depth": [(str(depth), {"depth": depth}, 64) for depth in (3, 6, 12, 24)],
@@ -39,12 +41,13 @@ class CostConfig:
 
     rounds: int = 5
     """timed steps of each size, after an untimed one"""
-    output_dir: str = "results"
+    output_dir: str = str(ROOT / "results")
     """folder for cost_by_size.json and cost_by_size.png"""
 
 
 def main(config: CostConfig) -> None:
     """Time every size in turn, then write and draw the times."""
+    create_folder(Path(config.output_dir))
     device = select_device("auto")
     dtype, _ = select_precision("auto", device)
     points = [(axis, *point) for axis, sizes in VARIED.items() for point in sizes]

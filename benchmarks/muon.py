@@ -28,6 +28,8 @@ from training.optim import create_optimizer
 from training.provenance import cpu_name
 from vit import VisionTransformer
 
+ROOT = Path(__file__).parents[1]
+
 
 @dataclass(frozen=True)
 class MuonConfig:
@@ -35,7 +37,7 @@ class MuonConfig:
 
     rounds: int = 10
     """timed steps of each optimizer, after two untimed ones"""
-    output: str = "results/muon.json"
+    output: str = str(ROOT / "results" / "muon.json")
     """file for the medians"""
 
 

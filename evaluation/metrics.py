@@ -1,6 +1,7 @@
 """The numbers of evaluation.json: accuracy and its interval, scores of each class, calibration, confusions.
 
-Accuracies and their intervals are in percent, losses in nats; everything else is a share in 0..1 or a number of images.
+Accuracies and their intervals are in percent, losses in nats; all else, calibration too, is a share in 0..1 or a
+number of images.
 """
 
 from typing import Any

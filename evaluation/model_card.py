@@ -40,14 +40,19 @@ def model_card(trained: TrainedModel, dtype: str) -> str:
     return templates.get_template("model_card.md.j2").render(
         config=config, data=saved["data"], names=trained.class_names, epoch=epoch, split=split,
         dtype=dtype, rounded=[name for name in ("fp16", "bf16") if DTYPES[name] in dtypes], datasets=DATASETS,
-        source=source.parent.name if source.name in FILES else source.name,
+        source=name_of(source) if config.get("init_from") else "",
         dataset=f"the pictures in `{folder}`" if config["dataset"] == "image-folder" else DATASETS[config["dataset"]],
         num_parameters=sum(parameter.numel() for parameter in trained.model.parameters()),
         model_args=[f"{name} {value}" for name, value in saved["model_args"].items()],
-        recipe=recipe_of(config),
+        recipe=recipe_of(config), extended_from=saved.get("extended_from") or [],
         evaluation=evaluation_of(trained), chosen_on=saved.get("chosen_on"), cost=cost_of(trained),
         accuracy=dict(zip(measured["epoch"], measured[f"{split}_acc"], strict=True)).get(epoch) if measured else None,
     )  # fmt: skip
+
+
+def name_of(source: Path) -> str:
+    """How the card calls the weights that the training began with: no path of this machine."""
+    return (source.parent.name if source.name in FILES else source.name) or source.name or "other weights"
 
 
 def evaluation_of(trained: TrainedModel) -> dict[str, Any] | None:
@@ -83,8 +88,11 @@ def cost_of(trained: TrainedModel) -> str:
     if not records:
         return ""
     hardware = f" on {run['cpu'] if run.get('device') == 'cpu' else run.get('device')}" if "cpu" in run else ""
-    num_epochs = len(records["epoch"])
-    return (
-        f"{num_epochs} epoch{'s' * (num_epochs > 1)} in {format_time(sum(records['epoch_time']))}{hardware}, "
-        f"{mean_speed(records):,.0f} training images/s."
-    )
+    if run.get("world_size", 1) != 1:
+        hardware += f", {run['world_size']} processes"
+    if run.get("machines_before"):
+        hardware = " on several machines, or with several numbers of threads"
+    num_epochs, planned = len(records["epoch"]), trained.saved["config"]["num_epochs"]
+    number = f"{num_epochs} of {planned}" if num_epochs < planned else f"{num_epochs}"
+    time, speed = format_time(sum(records["epoch_time"])), mean_speed(records)
+    return f"{number} epoch{'s' * (planned > 1 or num_epochs > 1)} in {time}{hardware}, {speed:,.0f} training images/s."

@@ -50,15 +50,15 @@ def write_report(path: Path, results: Results, left_out: dict[str, str]) -> None
 def describe(trained: TrainedModel) -> dict[str, Any]:
     """The run of a model as the page shows it: settings, machine, and cost, which is None without a history.
 
-    The cost is the number of epochs, their time and speed, and the last epoch's accuracy in percent.
+    The cost is the number of epochs, done and planned, their time and speed, and the last epoch's accuracy in percent.
     """
     run, records = trained.run, trained.records
     machine = {name: run[name] for name in ("cpu", "device", "threads", "versions", "git_revision") if name in run}
     if isinstance(machine.get("versions"), dict):
         machine["versions"] = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     cost = records and {
-        "epochs": len(records["epoch"]), "time": format_time(sum(records["epoch_time"])),
-        "images_per_second": mean_speed(records),
+        "epochs": len(records["epoch"]), "planned": trained.saved["config"]["num_epochs"],
+        "time": format_time(sum(records["epoch_time"])), "images_per_second": mean_speed(records),
         "last_acc": records[f"{monitored_split(records)}_acc"][-1],
     }  # fmt: skip
     return {"title": trained.title, "config": trained.saved["config"], "machine": machine, "cost": cost}

@@ -107,7 +107,8 @@ class TrainedModel:
 
         RunError if they are not finite.
         """
-        logits, _ = predict(self.model, create_eval_loader(dataset, split, self.stats, self.device), self.dtype)
+        images, labels = dataset.test_images, dataset.test_labels
+        logits, _ = predict(self.model, create_eval_loader(images, labels, split, self.stats, self.device), self.dtype)
         if not logits.isfinite().all():
             raise RunError(
                 f"{self.path} gives logits that are not finite: its weights are broken, evaluate another checkpoint"

@@ -11,6 +11,9 @@ from training.errors import RunError, UsageError
 from vit import RelPosBias, VisionTransformer
 
 CPU = torch.device("cpu")
+needs_compiler = pytest.mark.skipif(
+    not (shutil.which("g++") and device.PYTHON_H.exists()), reason="needs a C++ compiler and Python.h"
+)
 LONG_RUN = 1e16  # floating-point operations: the recipe's 100 epochs
 
 
@@ -116,7 +119,14 @@ def test_a_compiler_whose_gradients_are_wrong_is_left_out_by_auto(monkeypatch, f
     assert device.select_compile("auto", LONG_RUN, CPU, torch.bfloat16)[0]
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_compiling_without_pythons_header_is_refused_by_name(monkeypatch, tmp_path):
+    monkeypatch.setattr(device, "PYTHON_H", tmp_path / "Python.h")
+    monkeypatch.setattr(device.shutil, "which", lambda name: name)
+    with pytest.raises(UsageError, match=r"--compile: there is no Python\.h \(Debian: python3-dev\)"):
+        device.select_compile(True, LONG_RUN, CPU, torch.bfloat16)
+
+
+@needs_compiler
 def test_a_compiler_that_works_is_taken():
     """In fp32: in bf16 there are machines where it does not."""
     assert device.why_no_compiling(CPU, torch.float32) == ""
@@ -186,7 +196,7 @@ def test_each_blocks_relative_positions_are_looked_up_apart_from_what_is_compile
     assert copied == [(3, 16, 16)] * 2
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+@needs_compiler
 @pytest.mark.parametrize(
     ("pos_embed", "dtype", "tolerance"),
     [("learn", torch.float32, 1e-5), ("relative", torch.float32, 1e-5), ("learn", torch.bfloat16, 2**-6)],

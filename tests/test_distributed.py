@@ -259,7 +259,8 @@ def test_the_saved_resnet_is_the_evaluated_one_to_the_last_image(launcher, tmp_p
     model = ResNet18()
     model.load_state_dict(saved["model"])
     stats = {name: saved["data"][name] for name in ("mean", "std")}
-    found = evaluate(model, create_eval_loader(load_dataset("digits", "", 9), "test", stats), torch.float32)
+    digits = load_dataset("digits", "", 9)
+    found = evaluate(model, create_eval_loader(digits.test_images, digits.test_labels, "test", stats), torch.float32)
     assert records["test_acc"][-1] == found["test_acc"]
     assert records["test_loss"][-1] == pytest.approx(found["test_loss"], rel=1e-5)
 

@@ -49,6 +49,7 @@ def write_checkpoint(
     """Write a checkpoint as a run does, with an untrained model."""
     path.parent.mkdir(exist_ok=True, parents=True)
     settings = {"dataset": "digits", "data_dir": "data", "data_url": "", "img_size": img_size, **config}
+    settings["num_epochs"] = len(records["epoch"])
     arguments = {"num_classes": len(class_names)}
     if isinstance(model, VisionTransformer):
         arguments |= {"img_size": img_size, "patch_size": 4, "embed_dim": 12, "depth": 1, "num_heads": 1}
@@ -158,6 +159,16 @@ def test_the_folder_of_another_run_is_refused(digits, tmp_path, inside):
     ):
         main(EvaluateConfig(digits, str(tmp_path / "other" / inside), device="cpu"))
     assert {path: path.read_bytes() for path in (tmp_path / "other").rglob("*")} == before
+
+
+def test_the_evaluation_of_another_checkpoint_replaces_none_unless_the_folder_is_named(digits, tmp_path):
+    main(EvaluateConfig(digits, device="cpu", skip=FIGURES))
+    file = tmp_path / "run" / "evaluation" / "evaluation.json"
+    own, last = json.loads(file.read_text()), shutil.copy(digits, tmp_path / "run" / "final_model.pth")
+    with pytest.raises(UsageError, match=r"run/evaluation holds the evaluation of best_model.pth: name another folder"):
+        main(EvaluateConfig(str(last), device="cpu", skip=FIGURES))
+    assert json.loads(file.read_text()) == own
+    main(EvaluateConfig(str(last), str(file.parent), device="cpu", skip=FIGURES))
 
 
 def test_the_evaluation_of_other_images_replaces_none_unless_the_folder_is_named(digits, tmp_path):

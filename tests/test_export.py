@@ -231,13 +231,18 @@ def test_an_evaluation_of_another_file_or_epoch_or_a_damaged_one_stays_behind(ru
     assert "Accuracy on" not in (folder / "README.md").read_text()
 
 
-@pytest.mark.parametrize("source", ["", "/home/me/models/vit-cifar10-15min", "/home/me/theirs/model.safetensors"])
+@pytest.mark.parametrize(
+    "source", ["", "/home/me/models/vit-cifar10-15min", "/home/me/theirs/model.safetensors", ".", "model.safetensors"]
+)
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_the_card_names_the_data_that_the_model_learned_from_and_no_other(runs, dataset, source):
     model, names = trained(runs["baseline"]), {**DATASETS, "image-folder": "the pictures in `flowers`"}
     config = model.saved["config"] | {"dataset": dataset, "data_dir": "/home/me/flowers", "init_from": source}
     card = model_card(replace(model, saved={**model.saved, "config": config}), "fp32")
-    began = {"": "", "/home/me/models/vit-cifar10-15min": "vit-cifar10-15min"}.get(source, "theirs")
+    began = {
+        "": "", "/home/me/models/vit-cifar10-15min": "vit-cifar10-15min", "/home/me/theirs/model.safetensors": "theirs",
+        ".": "other weights",
+    }.get(source, source)  # fmt: skip
     learned = f", after what `{began}` had learned from: expect" if began else " alone: expect"
     for said in (
         f"# A Vision Transformer for {names[dataset]}\n", f"Training images: 640 of {names[dataset]}.",
@@ -248,6 +253,19 @@ def test_the_card_names_the_data_that_the_model_learned_from_and_no_other(runs, 
     assert ("horizontal_flip" in card) == (dataset not in ("digits", "svhn"))
     others = [name for key, name in names.items() if key != dataset and name not in names[dataset]]
     assert not [name for name in others if name in card]
+
+
+@pytest.mark.parametrize(
+    ("changes", "machine", "said"),
+    [
+        ({}, {}, " on AMD EPYC, "), ({}, {"world_size": 8}, " on AMD EPYC, 8 processes, "),
+        ({}, {"machines_before": [{}]}, " on several machines"), ({"extended_from": [1]}, {}, "longer after 1 epochs"),
+    ],
+)  # fmt: skip
+def test_the_card_says_where_and_how_the_run_went_on(runs, changes, machine, said):
+    model = trained(runs["baseline"])
+    saved = {**model.saved, **changes, "machine": {"device": "cpu", "cpu": "AMD EPYC", **machine}}
+    assert said in model_card(replace(model, saved=saved), "fp32")
 
 
 def test_the_card_of_a_fine_tuned_model_names_what_it_began_with(runs):

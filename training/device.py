@@ -5,7 +5,9 @@ import ctypes
 import logging
 import os
 import shutil
+import sysconfig
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from training import distributed
 from training.errors import RunError, UsageError, first_line
 from training.optim import REL_POS
 
+PYTHON_H = Path(sysconfig.get_path("include"), "Python.h")
 FLOPS_PER_CORE = 1e11  # floating-point operations a second, roughly, of a CPU core in a training step
 SECONDS_THAT_PAY = 1800  # of training, from which compiling pays: it takes a minute and saves some 7 %
 
@@ -99,6 +102,8 @@ def why_no_compiling(device: torch.device, dtype: torch.dtype) -> str:
     """
     if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
         return "there is no C++ compiler (g++ or clang++)"
+    if device.type == "cpu" and not PYTHON_H.exists():
+        return "there is no Python.h (Debian: python3-dev)"
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a GPU that nobody asked for
     try:
         tokens = torch.linspace(0, 1000, 64 * 128).sin().to(device, dtype).view(64, 128)

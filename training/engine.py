@@ -83,8 +83,8 @@ def train_one_epoch(
     model.train()
     sums, device, num_steps = watcher.sums, loader.images.device, len(loader)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    unseen = torch.zeros(4, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
-    unseen_images, start = 0, time.perf_counter()
+    unread = torch.zeros(4, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+    unread_images, start = 0, time.perf_counter()  # what the steps since the last look came to is on the device
     for step, (images, labels) in enumerate(loader, start=sums.step + 1):
         num_images = loader.images_in_step(step - 1)  # of all ranks; a rank's share of the last may be empty
         optimizer.zero_grad()  # before the forward pass, which in one process has the gradients' memory then
@@ -98,12 +98,12 @@ def train_one_epoch(
         finite = loss.isfinite() & grad_norm.isfinite()
         likeliest = labels if labels.ndim == 1 else labels.argmax(dim=1)  # of a mixed image: the class with most of it
         correct = (logits.argmax(dim=1) == likeliest).sum()
-        unseen += torch.stack([loss.detach(), correct, grad_norm / distributed.world_size(), ~finite])
-        unseen_images += num_images
+        unread += torch.stack([loss.detach(), correct, grad_norm / distributed.world_size(), ~finite])
+        unread_images += num_images
 
         look = step == num_steps or watcher.look_due(step)
         if look:
-            loss_sum, num_correct, norms, num_bad = distributed.add_up(unseen).tolist()
+            loss_sum, num_correct, norms, num_bad = distributed.add_up(unread).tolist()
             if num_bad:
                 raise not_finite(loss, grad_norm, loader.epoch + 1, sums.step + 1, step)
         optimizer.found_inf = None if look else (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
@@ -112,8 +112,8 @@ def train_one_epoch(
         scheduler.step()
         if look:
             now = time.perf_counter()
-            sums.add(step, unseen_images, int(num_correct), loss_sum, norms, now - start)
-            unseen, unseen_images, start = torch.zeros_like(unseen), 0, now
+            sums.add(step, unread_images, int(num_correct), loss_sum, norms, now - start)
+            unread, unread_images, start = torch.zeros_like(unread), 0, now
             watcher.between_steps()
 
 

@@ -33,15 +33,15 @@ def create_optimizer(
             rest.append(parameter)
         else:
             decayed[parameter_name] = parameter
-    hidden = list(decayed)[1:-1] if name == "muon" else []
-    fused_qkv = [decayed.pop(name) for name in hidden if name.endswith("qkv.weight")]
-    hidden = [decayed.pop(name) for name in hidden if name in decayed]
+    inner = list(decayed)[1:-1] if name == "muon" else []
+    fused_qkv = [decayed.pop(key) for key in inner if key.endswith("qkv.weight")]
+    hidden = [decayed.pop(key) for key in inner if key in decayed]
     groups = [{"params": [*decayed.values()], "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
     if name == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9, nesterov=True, fused=True)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
-    adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
+    adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)  # as GPT-3 (arXiv 2005.14165)
     return Muon(hidden, fused_qkv, adamw, muon_learning_rate, weight_decay)
 
 
@@ -60,7 +60,7 @@ def scale_learning_rates(optimizer: torch.optim.Optimizer, factors: dict[nn.Para
 
 
 def scale_relative_positions(optimizer: torch.optim.Optimizer, model: nn.Module, scale: float) -> None:
-    """Multiply the learning rate of a ViT's relative positions: they are logits, and begin between -9 and 0."""
+    """Multiply the learning rate of a ViT's relative positions: they are added to attention scores."""
     tables = [parameter for name, parameter in model.named_parameters() if name.endswith(REL_POS)]
     scale_learning_rates(optimizer, dict.fromkeys(tables, scale))
 

@@ -33,7 +33,7 @@ def results_of(names: list[str], num_images: int = 60, img_size: int = 8, epochs
     logits[range(0, num_images, 2), labels[::2]] += 9
     images = torch.from_numpy(random.integers(0, 256, (num_images, 3, img_size, img_size), dtype=np.uint8))
     records = {name: [1.0 + i for i in range(epochs)] for name in history.new_history("test")}
-    config = {"dataset": names[0], "img_size": img_size}
+    config = {"dataset": names[0], "img_size": img_size, "num_epochs": epochs}
     saved = {
         "model_name": "VisionTransformer", "config": config, "precision": "float32", "epoch": 2, "history": records,
         "data": {"class_names": names, "mean": [0.5] * 3, "std": [0.5] * 3},
@@ -132,15 +132,25 @@ def test_the_speed_is_all_images_over_all_the_time(tmp_path):
     assert "at 160 images/s" in Page(tmp_path / "report.html").text
 
 
+def test_a_checkpoint_without_the_rest_of_its_run_says_how_far_its_history_goes(tmp_path):
+    """As where best_model.pth was copied to another folder: its own history ends with its epoch."""
+    results = results_of(["a", "b"], chosen_on="test")
+    results.subject.saved["config"]["num_epochs"] = 5
+    write_report(tmp_path / "report.html", results, {})
+    text = " ".join(Page(tmp_path / "report.html").text.split())
+    assert "Training for 2 of 5 epochs took" in text
+    assert "the best of" not in text
+
+
 def test_the_page_says_that_a_run_has_no_history(tmp_path):
     write_report(tmp_path / "report.html", results_of(["a", "b"], epochs=0), {})
     assert "no finished epoch, or its history is missing" in Page(tmp_path / "report.html").text
 
 
-@pytest.mark.parametrize("gap", ["overconfident", "underconfident", "well calibrated"])
+@pytest.mark.parametrize("gap", ["overconfident", "underconfident", "show no difference"])
 def test_the_calibration_is_said_in_words(tmp_path, gap):
     results = results_of(["a", "b"])
-    offset = {"overconfident": 20, "underconfident": -20, "well calibrated": 0.5}[gap]
+    offset = {"overconfident": 20, "underconfident": -20, "show no difference": 0.5}[gap]
     results.evaluation["calibration"]["mean_confidence"] = (results.evaluation["accuracy"] + offset) / 100
     write_report(tmp_path / "report.html", results, {})
     assert gap in Page(tmp_path / "report.html").text

@@ -86,10 +86,12 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Hand the counts over to the main process, which writes the table."""
+    """Hand the counts over to the main process, which writes the table if each fault was tried and survived."""
     if hasattr(session.config, "workeroutput"):  # a worker of pytest-xdist
         session.config.workeroutput["faults"] = tried, survived  # pyright: ignore[reportAttributeAccessIssue]
-    elif path := os.environ.get("FAULT_TABLE"):
+    elif (path := os.environ.get("FAULT_TABLE")) and (session.exitstatus or not all(tried)):
+        print(f"\n{path} stays as it was: a test failed, or did not run")
+    elif path:
         lines = [
             f"{KILLS} random kills, half of them in each setting; {FLIPS} flipped bits. Their seeds count from 0.",
             "",

@@ -125,7 +125,7 @@ def get_cifar10_dataloaders(
     mean, std = channel_stats(dataset.train_images)
     order = stratified_order(dataset.train_labels, seed)
     held_out, kept = order[:val_size], order[val_size:][: max_train_images or None].sort().values
-    # all of them together need no copy
+    # where none is left out, no copy is needed
     images, labels = (x[kept] if len(kept) < total else x for x in (dataset.train_images, dataset.train_labels))
     if rank == 0 and (num_lost := num_classes - len(labels.unique())):
         print(f"note: no training images are left of {num_lost} of {num_classes} classes", flush=True)
@@ -135,19 +135,18 @@ def get_cifar10_dataloaders(
         small_epochs=small_epochs, num_workers=num_workers, device=device, rank=rank, world_size=world_size,
         split="train",
     )  # fmt: skip
+    images, labels, split = dataset.test_images, dataset.test_labels, "test"
     if val_size:
-        images, labels = dataset.train_images[held_out], dataset.train_labels[held_out]
-        dataset = replace(dataset, test_images=images, test_labels=labels)
-    split = "val" if val_size else "test"
-    return train_loader, create_eval_loader(dataset, split, train_loader.stats, device, rank, world_size)
+        images, labels, split = dataset.train_images[held_out], dataset.train_labels[held_out], "val"
+    return train_loader, create_eval_loader(images, labels, split, train_loader.stats, device, rank, world_size)
 
 
 def create_eval_loader(
-    dataset: Dataset, split: str, stats: dict[str, Any], device: torch.device | str = "cpu", rank: int = 0,
-    world_size: int = 1,
+    images: Tensor, labels: Tensor, split: str, stats: dict[str, Any], device: torch.device | str = "cpu",
+    rank: int = 0, world_size: int = 1,
 ) -> ImageLoader:  # fmt: skip
-    """Create a loader of the test images in their own order, normalized with the training images' `stats`."""
+    """Create a loader of a split's images in their own order, normalized with the training images' `stats`."""
     return ImageLoader(
-        dataset.test_images, dataset.test_labels, **stats, batch_size=EVAL_BATCH_SIZE, device=device, rank=rank,
-        world_size=world_size, split=split,
+        images, labels, **stats, batch_size=EVAL_BATCH_SIZE, device=device, rank=rank, world_size=world_size,
+        split=split,
     )  # fmt: skip

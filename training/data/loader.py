@@ -32,7 +32,7 @@ def normalize(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
 class ImageLoader:
     """Yields batches of normalized float images (n, 3, H, W) and their labels (n,).
 
-    The images' order and pixels depend on (shuffle_seed, epoch) alone, so that a run can go on in mid-epoch.
+    Images' order and pixels depend on (shuffle_seed, epoch), mixed ones on the step too: a run goes on in mid-epoch.
 
     Args:
         mean, std: per channel, in 0..1.
