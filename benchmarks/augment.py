@@ -72,7 +72,7 @@ def main(config: BenchmarkConfig) -> None:
 
 def candidates(images: torch.Tensor) -> dict[str, tuple[int, Callable[[], object]]]:
     """Each pipeline by its name: the number of images that a call augments, and the call."""
-    draws = DEFAULT_AUGMENTATION.draw(42, 0, len(images))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     usual = [v2.RandomCrop(32, 4), v2.RandomHorizontalFlip(), v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)]
     per_image = v2.Compose(usual)
     per_image_pil = v2.Compose([*usual, v2.PILToTensor()])
@@ -80,9 +80,9 @@ def candidates(images: torch.Tensor) -> dict[str, tuple[int, Callable[[], object
     pictures = [tv.to_pil_image(image) for image in few]
 
     def in_chunks(size: int) -> Callable[[], object]:
-        def augment() -> None:
-            for start in range(0, len(images), size):
-                part = slice(start, start + size)
+        def augment() -> None:  # the random numbers too, as in an epoch
+            draws = DEFAULT_AUGMENTATION.draw(42, 0, len(images))
+            for part in order.split(size):
                 DEFAULT_AUGMENTATION(images[part], {name: values[part] for name, values in draws.items()})
 
         return augment
