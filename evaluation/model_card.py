@@ -90,9 +90,9 @@ def cost_of(trained: TrainedModel) -> str:
     hardware = f" on {run['cpu'] if run.get('device') == 'cpu' else run.get('device')}" if "cpu" in run else ""
     if run.get("world_size", 1) != 1:
         hardware += f", {run['world_size']} processes"
-    if run.get("machines_before"):
-        hardware = " on several machines, or with several numbers of threads"
-    num_epochs, planned = len(records["epoch"]), trained.saved["config"]["num_epochs"]
+    if trained.moved:
+        hardware = ", resumed under other conditions (machine, threads or versions)"
+    num_epochs, planned = len(records["epoch"]), trained.num_epochs
     number = f"{num_epochs} of {planned}" if num_epochs < planned else f"{num_epochs}"
     time, speed = format_time(sum(records["epoch_time"])), mean_speed(records)
     return f"{number} epoch{'s' * (planned > 1 or num_epochs > 1)} in {time}{hardware}, {speed:,.0f} training images/s."

@@ -57,7 +57,7 @@ def describe(trained: TrainedModel) -> dict[str, Any]:
     if isinstance(machine.get("versions"), dict):
         machine["versions"] = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     cost = records and {
-        "epochs": len(records["epoch"]), "planned": trained.saved["config"]["num_epochs"],
+        "epochs": len(records["epoch"]), "planned": trained.num_epochs,
         "time": format_time(sum(records["epoch_time"])), "images_per_second": mean_speed(records),
         "last_acc": records[f"{monitored_split(records)}_acc"][-1],
     }  # fmt: skip

@@ -86,6 +86,16 @@ class TrainedModel:
         return records if records and records["epoch"] else None
 
     @property
+    def num_epochs(self) -> int:
+        """Epochs of the whole run; the checkpoint itself knows of fewer where the run was extended afterwards."""
+        return max(self.saved["config"]["num_epochs"], len(self.records["epoch"]) if self.records else 0)
+
+    @property
+    def moved(self) -> bool:
+        """Whether the run went on under other conditions, so that those of its end are not all that it had."""
+        return bool(self.saved.get("machines_before") or self.run.get("machines_before"))
+
+    @property
     def run(self) -> dict[str, Any]:
         """The content of the run's config.json: settings, machine, versions, command. Empty if it can't be read."""
         if "machine" in self.saved:

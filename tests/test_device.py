@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,6 +96,7 @@ def test_a_compiler_that_does_not_work_is_refused_in_one_line(monkeypatch, error
         raise error
 
     monkeypatch.setattr(device.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(device, "PYTHON_H", Path(__file__))
     monkeypatch.setattr(torch, "compile", compile_nothing)
     with pytest.raises(UsageError, match=rf"does not work here \({said}\)\. Install"):
         device.select_compile(True, LONG_RUN, CPU, torch.bfloat16)
@@ -110,6 +112,7 @@ def test_a_compiler_whose_gradients_are_wrong_is_left_out_by_auto(monkeypatch, f
         return compiled
 
     monkeypatch.setattr(device.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(device, "PYTHON_H", Path(__file__))
     monkeypatch.setattr(torch, "compile", compile_wrongly)
     compiled, why = device.select_compile("auto", LONG_RUN, CPU, torch.bfloat16)
     assert (compiled, why) == (False, "no: torch.compile computes wrong gradients here (docs/troubleshooting.md)")

@@ -259,13 +259,26 @@ def test_the_card_names_the_data_that_the_model_learned_from_and_no_other(runs, 
     ("changes", "machine", "said"),
     [
         ({}, {}, " on AMD EPYC, "), ({}, {"world_size": 8}, " on AMD EPYC, 8 processes, "),
-        ({}, {"machines_before": [{}]}, " on several machines"), ({"extended_from": [1]}, {}, "longer after 1 epochs"),
+        ({"machines_before": [{}]}, {}, "resumed under other conditions"),
+        ({"extended_from": [1]}, {}, "planned for 1 epochs, then"),
     ],
 )  # fmt: skip
 def test_the_card_says_where_and_how_the_run_went_on(runs, changes, machine, said):
     model = trained(runs["baseline"])
     saved = {**model.saved, **changes, "machine": {"device": "cpu", "cpu": "AMD EPYC", **machine}}
     assert said in model_card(replace(model, saved=saved), "fp32")
+
+
+def test_the_card_says_that_held_out_images_which_chose_the_epoch_flatter(runs):
+    shutil.copytree(runs["avg"], "run")
+    content = evaluation(Path("run"), "run/evaluation") | {"chosen_on": "val"}
+    Path("run/evaluation/evaluation.json").write_text(json.dumps(content))
+    records = Path("run/training_history.json")
+    records.write_text(records.read_text().replace("test_", "val_"))
+    model = trained(Path("run"))
+    card = model_card(replace(model, saved=model.saved | {"chosen_on": "val"}), "fp32")
+    assert "% of the val images; the epoch was chosen on these images, which flatters it" in card
+    assert card.count("flatters") == 1
 
 
 def test_the_card_of_a_fine_tuned_model_names_what_it_began_with(runs):
@@ -305,7 +318,7 @@ def test_bad_usage_is_one_line(runs, flags, message):
 
 def test_a_package_that_is_missing_is_named_at_once(monkeypatch):
     monkeypatch.setattr(export, "find_spec", lambda name: None if name.startswith("onnxr") else True)
-    with pytest.raises(RunError, match="--format onnx needs onnxruntime: pip install onnxruntime"):
+    with pytest.raises(RunError, match=r"needs onnxruntime: pip install -c constraints\.txt onnxruntime"):
         export_to("vit.onnx", Path("nowhere"), "onnx")
 
 

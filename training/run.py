@@ -217,10 +217,10 @@ class Run:
         self.complete = self.save(self._weights_due(new_best))
         if self.board:
             self.board.write_epoch(metrics, grad_norm)
-        if self.folder and self.complete:  # else the files would have more epochs than the weights to go on from
+        last_epoch = self.state.epoch == self.config.num_epochs
+        if self.folder and (self.complete or not last_epoch):  # a run that has all its epochs has all its weights
             with self.folder.tolerating_disk_errors():
                 history.write_json(self.folder.path / "training_history.json", self.state.history)
-                last_epoch = self.state.epoch == self.config.num_epochs
                 if last_epoch or time.perf_counter() - self.drawn_at > DRAW_EVERY:
                     self.draw_curves()
         console.print_summary(metrics, self.split, new_best, self.complete)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from training import checkpoint
-from training.errors import RunError, first_line
+from training.errors import RunError, first_line, is_out_of_memory
 
 FILES = ("model.safetensors", "pytorch_model.bin", "best_model.pth")  # in a folder the first of them is taken
 RENAMED = [  # torchvision's and transformers' names, old and new ones, to timm's; one after the other
@@ -66,7 +66,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except OSError as error:
         raise RunError(f"--init-from: can't read {path}: {first_line(error)}") from None
     except Exception as error:  # of any type, in a damaged file; torch's own message would advise to load it unsafely
-        if isinstance(error, MemoryError):
+        if is_out_of_memory(error):
             raise
         raise RunError(
             f"--init-from: {path} is damaged, or holds more than tensors and plain values; nothing of it was executed"

@@ -1,5 +1,6 @@
 """A full, forbidden or vanished disk ends no run and spoils no file; a line says how much room is needed."""
 
+import json
 import os
 import resource
 import shutil
@@ -89,7 +90,7 @@ def test_a_run_goes_on_without_its_disk_and_saves_when_there_is_room(
         run.wait_for_pause()
         now = content_of(folder)
         assert now.keys() == before.keys()
-        for name in ("last.pth", "last.prev.pth", "training_history.json"):
+        for name in ("last.pth", "last.prev.pth"):
             assert now[name] == before[name]
         assert_loud(run.err.read_text())
         assert "New best accuracy! NOT saved" in run.out.read_text()
@@ -119,6 +120,20 @@ def test_a_run_that_ends_with_a_full_disk_says_so_and_is_resumed(launcher, unbro
         assert content_of(folder)["last.pth"] == before["last.pth"]
         assert not list(folder.glob(".*.tmp"))
         blocked.lift()
+        assert launcher.run(*command, "--resume").code == 0
+        assert_same_run(folder, unbroken)
+
+
+def test_a_run_whose_last_weights_are_not_saved_does_not_look_finished(launcher, unbroken, folder, trying):
+    """Its history, of a few bytes, would fit."""
+    with trying("full disk, or a limit on files, in mid-run"):
+        command = [TRAIN, *TINY, NEVER, "--output-dir", folder]
+        run = launcher.start(*command, sabotages=pauses(3 * STEPS))
+        run.wait_for_pause()
+        Limit(run, folder)
+        run.go_on()
+        assert run.wait().code == 1
+        assert len(json.loads((folder / "training_history.json").read_text())["epoch"]) == 2
         assert launcher.run(*command, "--resume").code == 0
         assert_same_run(folder, unbroken)
 
