@@ -115,7 +115,7 @@ def main(config: SuiteConfig) -> None:
     share = min(num_images, config.max_train_images or num_images)
     jobs = plan(config, share)
     mean = channel_stats(dataset.train_images)[0]
-    todo = [job for job in jobs if not job.finished]  # refuses other settings first
+    todo = [job for job in jobs if not job.is_finished()]  # refuses other settings first
     if others := [str(job.folder) for job in jobs if has_other_images(job, dataset, mean)]:
         raise UsageError(f"{others[0]} holds a run of other images than {config.data_dir}: choose another --output-dir")
     print(f"{config.suite}: {len(jobs)} runs in {config.folder}, {len(jobs) - len(todo)} of them finished", flush=True)
@@ -175,7 +175,7 @@ def finished_before(config: SuiteConfig, jobs: list[Job], num_images: int) -> li
             if seed.isdecimal() and (name not in config.experiments or int(seed) > config.seeds):
                 with suppress(UsageError):  # its settings are others, or not possible with these flags
                     job = create_job(config, name, experiment, int(seed), num_images)
-                    if job.finished and names.setdefault(experiment_of(job, num_images), name) == name:
+                    if job.is_finished() and names.setdefault(experiment_of(job, num_images), name) == name:
                         found.append(job)
     return found
 
@@ -227,7 +227,8 @@ def run(config: SuiteConfig, todo: list[Job], num_images: int) -> list[Job]:
     """Run the jobs, so many side by side as `parallel` says, and show how far they are. Returns those that failed."""
     waiting, running, failed = list(todo), [], []
     work = {job.name: work_of(job, num_images) for job in todo}
-    total, before = sum(work[job.name] for job in todo), sum(work[job.name] * job.share_done for job in todo)
+    shares = {job.folder: job.share_done() for job in todo}
+    total, before = sum(work[job.name] for job in todo), sum(work[job.name] * shares[job.folder] for job in todo)
     with stopping(running), tqdm(total=total, initial=before, bar_format=BAR, disable=None) as bar:
         while waiting or running:
             while waiting and len(running) < config.parallel:
@@ -239,14 +240,18 @@ def run(config: SuiteConfig, todo: list[Job], num_images: int) -> list[Job]:
                     failed.append(job)
                     say(f"FAILED {job.name} in {job.folder}: {error}")
             time.sleep(LOOK_EVERY)
-            for job in [job for job in running if job.ended()]:
+            over = [job for job in running if job.ended()]
+            shares |= {job.folder: job.share_done() for job in running}
+            for job in over:
                 running.remove(job)
                 failed += [job] * job.failed
                 say(job.outcome())
-            bar.total = sum(work[job.name] * (job.share_done if job in failed else 1.0) for job in todo)
-            bar.n = sum(work[job.name] * job.share_done for job in todo)
+            bar.total = sum(work[job.name] * (shares[job.folder] if job in failed else 1.0) for job in todo)
+            bar.n = sum(work[job.name] * shares[job.folder] for job in todo)
             bar.set_description_str(
-                ", ".join(f"{job.name} {job.folder.name} {job.epochs_done}/{job.config.num_epochs}" for job in running)
+                ", ".join(
+                    f"{job.name} {job.folder.name} {job.epochs_done()}/{job.config.num_epochs}" for job in running
+                )
             )
     return failed
 
@@ -296,7 +301,7 @@ def print_plan(config: SuiteConfig, jobs: list[Job], todo: list[Job], num_images
         print(f"{job.name:<24} {cost:<18} {command}", flush=True)
     ends = [0.0] * config.parallel
     for job in todo:  # each begins where a place is free first
-        ends[ends.index(min(ends))] += seconds[job.name] * (1 - job.share_done)
+        ends[ends.index(min(ends))] += seconds[job.name] * (1 - job.share_done())
     print(f"All that is left: {format_time(max(ends))}, {config.parallel} at a time with {config.threads} threads each")
 
 

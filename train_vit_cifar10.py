@@ -87,7 +87,7 @@ def train(
     run.begin(model, optimizer, train_loader, create_model, metadata, describe_machine(device, compiled))
     warmup_steps, total_steps = round(config.warmup * len(train_loader)), config.num_epochs * len(train_loader)
     scheduler = create_scheduler(optimizer, warmup_steps, total_steps, run.steps_done, config.schedule)
-    print_ready(config, metadata, model, why_dtype, why_compiled, train_loader, eval_loader)
+    print_ready(config, metadata, why_dtype, why_compiled, train_loader, eval_loader)
     if run.saved:
         print(f"Resumed   after {run.state.epoch} epochs and {run.sums.step} steps of the next", flush=True)
 
@@ -118,13 +118,12 @@ def create_loaders(config: TrainConfig, dataset: Dataset, device: torch.device) 
 
 
 def print_ready(
-    config: TrainConfig, metadata: dict[str, Any], model: nn.Module, why_precision: str, why_compiled: str,
-    train_loader: ImageLoader, eval_loader: ImageLoader,
+    config: TrainConfig, metadata: dict[str, Any], why_precision: str, why_compiled: str, train_loader: ImageLoader,
+    eval_loader: ImageLoader,
 ) -> None:  # fmt: skip
     """What is about to run, on what."""
     device, img_size = train_loader.images.device, config.img_size
     num_classes = len(metadata["data"]["class_names"])
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
     images = f"{len(train_loader.images):,} training and {len(eval_loader.images):,} {eval_loader.split} images"
     hardware = f"{cpu_name()}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
     if distributed.world_size() > 1:
@@ -132,7 +131,7 @@ def print_ready(
     small = f", {config.small_epochs} with images of half the size" if config.small_images_share else ""
     schedule = f"{config.num_epochs} epochs ({config.warmup:g} of them to warm up{small}) of {len(train_loader)} steps"
     print(
-        f"Model     {metadata['model_name']}: {num_parameters:,} parameters, "
+        f"Model     {metadata['model_name']}: {metadata['num_parameters']:,} parameters, "
         f"{metadata['flops'] / 1e9:.3g} GFLOP an image (forward and backward)\n"
         f"Device    {hardware}, {metadata['precision']} ({why_precision})\n"
         f"Compile   {why_compiled}\n"

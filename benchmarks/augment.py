@@ -10,13 +10,13 @@ medians are reported. The images are random numbers.
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from throughput import take_turns
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
@@ -108,13 +108,7 @@ def single_operations(images: torch.Tensor) -> dict[str, tuple[int, Callable[[],
 
 def median_rates(calls: dict[str, tuple[int, Callable[[], object]]], rounds: int) -> dict[str, float]:
     """Images per second of each call: the median over rounds in which the calls take turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for round_number in range(rounds + 1):
-        for name, (_, call) in calls.items():
-            start = time.perf_counter()
-            call()
-            if round_number:
-                seconds[name].append(time.perf_counter() - start)
+    seconds = take_turns({name: call for name, (_, call) in calls.items()}, rounds, untimed=1)
     return {name: calls[name][0] / statistics.median(times) for name, times in seconds.items()}
 
 

@@ -8,13 +8,12 @@ floating-point operations. Run it with nothing else running.
 
 import statistics
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from throughput import create_step
+from throughput import create_step, take_turns
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository's root, wherever this is started from
 
@@ -51,17 +50,15 @@ def main(config: CostConfig) -> None:
     device = select_device("auto")
     dtype, _ = select_precision("auto", device)
     points = [(axis, *point) for axis, sizes in VARIED.items() for point in sizes]
-    steps = [create_step(create_vit_tiny_cifar10(**args), n, dtype, device, ours=True) for _, _, args, n in points]
-    seconds: list[list[float]] = [[] for _ in points]
-    for _ in range(config.rounds + 1):
-        for step, times in zip(steps, seconds, strict=True):
-            start = time.perf_counter()
-            step()
-            times.append(time.perf_counter() - start)
+    steps = {
+        f"{axis} {label}": create_step(create_vit_tiny_cifar10(**args), batch, dtype, device, ours=True)
+        for axis, label, args, batch in points
+    }
+    seconds = take_turns(steps, config.rounds, untimed=1)
     rows: list[dict[str, Any]] = []
-    for (axis, label, args, batch), times in zip(points, seconds, strict=True):
+    for axis, label, args, batch in points:
         flops = count_flops(VisionTransformer, 32, **args)
-        milliseconds = 1000 * statistics.median(times[1:]) / batch
+        milliseconds = 1000 * statistics.median(seconds[f"{axis} {label}"]) / batch
         rows.append({"axis": axis, "label": label, "ms_per_image": milliseconds, "gflop_per_image": flops / 1e9})
     about = {
         "device": str(device),

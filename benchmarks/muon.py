@@ -8,13 +8,13 @@ matrices, queries, keys and values apart, and AdamW for the other parameters.
 
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from throughput import take_turns
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository's root, wherever this is started from
@@ -48,22 +48,15 @@ def main(config: MuonConfig) -> None:
     settings = ViTConfig.from_preset("cpu-1h")
     model = VisionTransformer(num_classes=10, **settings.model_args).to(device)
     small, large = (passes(model, size, settings.batch_size, dtype, device) for size in (16, 32))
-    candidates: dict[str, Callable[[], None]] = {
+    candidates: dict[str, Callable[[], object]] = {
         "forward and backward, 16x16": small,
         "forward and backward, 32x32": large,
         "AdamW": create_optimizer(model, "adamw", 1e-3, 0.05).step,
         "Muon": create_optimizer(model, "muon", 1e-3, 0.05).step,
         "torch.optim.Muon": torch_muon(create_optimizer(model, "muon", 1e-3, 0.05)),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(config.rounds + 2):
-        for name, step in candidates.items():
-            start = time.perf_counter()
-            step()
-            if device.type != "cpu":
-                torch.get_device_module(device).synchronize()
-            seconds[name].append(time.perf_counter() - start)
-    medians = {name: 1000 * statistics.median(times[2:]) for name, times in seconds.items()}
+    seconds = take_turns(candidates, config.rounds)
+    medians = {name: 1000 * statistics.median(times) for name, times in seconds.items()}
     for name, milliseconds in medians.items():
         print(f"{name:<28} {milliseconds:8.1f} ms, {milliseconds / medians['Muon']:6.2f} times Muon's step")
     about = {"cpu": cpu_name(), "device": str(device), "threads": torch.get_num_threads(), "precision": str(dtype)}

@@ -158,8 +158,6 @@ def create_step(
             logits = step_model(images)
         F.cross_entropy(logits.float(), labels).backward()
         optimizer.step()
-        if device.type != "cpu":
-            torch.get_device_module(device).synchronize()
 
     return step
 
@@ -184,8 +182,6 @@ def create_products(batch_size: int, dtype: torch.dtype, device: torch.device) -
     def step() -> None:
         for left, right in (DEPTH - 1) * whole + last:
             torch.matmul(left, right)
-        if device.type != "cpu":
-            torch.get_device_module(device).synchronize()
 
     return step
 
@@ -197,14 +193,16 @@ def matrices(
     return tuple(torch.randn(*batch, *shape, device=device).to(dtype) for shape in ((rows, inner), (inner, columns)))  # pyright: ignore
 
 
-def take_turns(candidates: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each timed step, by candidate; the candidates step in turn."""
+def take_turns(candidates: dict[str, Callable[[], object]], rounds: int, untimed: int = 2) -> dict[str, list[float]]:
+    """Seconds of each timed step, by candidate; the candidates step in turn, and first some rounds untimed."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for round_number in range(rounds + 2):
+    for round_number in range(untimed + rounds):
         for name, step in candidates.items():
             start = time.perf_counter()
             step()
-            if round_number >= 2:
+            if torch.accelerator.is_available():
+                torch.accelerator.synchronize()
+            if round_number >= untimed:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
 
@@ -274,7 +272,7 @@ def main(config: BenchmarkConfig) -> None:
     device = select_device("auto")
     best_dtype, _ = select_precision("auto", device)
     precisions = {name: dtype for name, dtype in PRECISIONS.items() if dtype in (torch.float32, best_dtype)}
-    candidates: dict[str, Callable[[], None]] = {}
+    candidates: dict[str, Callable[[], object]] = {}
     problem = why_no_compiling(device, best_dtype)
     if problem:
         print(f"the compiled rows are left out: {problem}", file=sys.stderr)

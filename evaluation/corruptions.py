@@ -20,9 +20,8 @@ from training.data.loader import chunk_size
 
 
 def add_noise(images: Tensor, std: float) -> Tensor:
-    """Add Gaussian noise, the same at each call. `std` is its standard deviation in units of the brightest value."""
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    return (images.float() + 255 * std * noise).round().clamp(0, 255).to(torch.uint8)
+    """Add Gaussian noise. `std` is its standard deviation in units of the brightest value."""
+    return (images.float() + 255 * std * torch.randn(images.shape)).round().clamp(0, 255).to(torch.uint8)
 
 
 def blur(images: Tensor, sigma: float) -> Tensor:
@@ -51,9 +50,11 @@ CORRUPTIONS: dict[str, tuple[Callable[..., Tensor], tuple[float, float, float], 
 
 
 def corrupt(images: Tensor, name: str, strength: float) -> Tensor:
-    """Apply one of CORRUPTIONS to uint8 images (n, 3, H, W), a chunk at a time."""
+    """Apply one of CORRUPTIONS to uint8 images (n, 3, H, W), a chunk at a time; noise is the same at each call."""
     function = CORRUPTIONS[name][0]
-    return torch.cat([function(chunk, strength) for chunk in images.split(chunk_size(images))])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return torch.cat([function(chunk, strength) for chunk in images.split(chunk_size(images))])
 
 
 def evaluate_corrupted(subject: TrainedModel, dataset: Dataset) -> dict[str, list[dict[str, float]]]:

@@ -4,7 +4,6 @@ model.safetensors holds the weights. config.json has a part for timm, and what e
 """
 
 import json
-import math
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
@@ -14,8 +13,8 @@ import safetensors.torch
 import torch
 
 from config_vit_cifar10 import DatasetName
-from training import history
 from training.errors import RunError, first_line
+from training.history import is_history, is_number
 
 WEIGHTS = "model.safetensors"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # of the weights in it
@@ -23,20 +22,6 @@ SAVED_WITH_WEIGHTS = (  # what config.json keeps of the checkpoint
     *("model_name", "model_args", "config", "data", "flops", "split", "precision", "epoch", "history", "chosen_on"),
     "extended_from",
 )
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value of a JSON file is a number: True is none, nor is NaN."""
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def is_history(value: Any) -> bool:
-    """Whether it is a training.history.History, of no epochs too."""
-    names = [history.new_history(split).keys() for split in ("test", "val")]
-    if not isinstance(value, dict) or not any(value.keys() >= keys for keys in names):
-        return False
-    whole = all(isinstance(numbers, list) and all(map(is_number, numbers)) for numbers in value.values())
-    return whole and len({len(numbers) for numbers in value.values()}) == 1
 
 
 KINDS: dict[str, Callable[[Any], bool]] = {

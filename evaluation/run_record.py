@@ -1,6 +1,5 @@
 """What the JSON files in a run's folder say about the run."""
 
-import math
 from dataclasses import MISSING, dataclass, fields
 from itertools import accumulate
 from pathlib import Path
@@ -154,10 +153,8 @@ def read_run(folder: Path) -> RunRecord:
     records = history.read(path)
     if records is None:
         raise RunError(f"{folder} holds no run: training_history.json is missing or damaged")
-    if not all(
-        type(value) in (int, float) and 0 <= value < math.inf for values in records.values() for value in values
-    ):
-        raise RunError(f"{path} is damaged: a number is missing, negative or not finite")
+    if any(value < 0 for values in records.values() for value in values):
+        raise RunError(f"{path} is damaged: a number is negative")
     about = history.read_object(folder / "config.json")
     try:
         settings, class_names = about["config"], about["data"]["class_names"]

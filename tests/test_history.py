@@ -76,3 +76,16 @@ def test_read_returns_none_for_a_file_that_is_no_history(tmp_path, content):
 def test_read_returns_none_for_a_missing_file_or_a_folder(tmp_path):
     assert history.read(tmp_path / "training_history.json") is None
     assert history.read(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"train_loss": [0.5]}, {"train_loss": 0.5}, {"train_loss": "12"}, {"train_loss": [1.0, None]},
+        {"train_loss": [1.0, True]}, history.new_history("test"),
+    ],
+)  # fmt: skip
+def test_a_history_with_one_damaged_list_is_none(tmp_path, change):
+    path = tmp_path / "training_history.json"
+    path.write_text(json.dumps(two_epochs() | change))
+    assert history.read(path) is None

@@ -211,12 +211,16 @@ def test_without_a_class_token_the_patches_weights_are_taken_and_the_head_is_fre
 
 def test_a_class_token_that_the_file_lacks_is_fresh_with_its_position(capsys):
     theirs, ours = filled(create(global_pool="avg")), create()
+    head = ours.head.weight.clone()
     token, position = ours.state_dict()["cls_token"].clone(), ours.get_parameter("pos_embed")[:, :1].clone()
     load(write(theirs), ours)
     assert torch.equal(ours.state_dict()["cls_token"], token)
     positions = torch.cat([position, theirs.get_parameter("pos_embed")], dim=1)
     assert torch.equal(ours.get_parameter("pos_embed"), positions)
-    assert "fresh: cls_token (not in the file)\n" in capsys.readouterr().out
+    assert torch.equal(ours.head.weight, head)
+    said = capsys.readouterr().out
+    assert "fresh: cls_token (not in the file)\n" in said
+    assert "fresh: head.weight, head.bias (the file's head reads another feature)\n" in said
 
 
 # What is refused
@@ -512,10 +516,17 @@ def test_layer_decay_takes_steps_of_the_decayed_length(optimizer_name):
         torch.testing.assert_close(decayed[name], whole[name] * factor, rtol=1e-3, atol=1e-7)
 
 
-def test_config_json_of_any_kind_is_read_or_refused():
-    for text_of in ({}, {"model_args": {}}, {"label_names": CLASSES}, {"pretrained_cfg": {"label_names": CLASSES}}):
-        path = Path("folder")
-        path.mkdir(exist_ok=True)
-        write(create(), path / "model.safetensors")
-        (path / "config.json").write_text(json.dumps(text_of))
-        load(path)
+@pytest.mark.parametrize(
+    ("about", "fresh"),
+    [
+        ({}, False), ({"model_args": {}}, False), ({"label_names": CLASSES}, False),
+        ({"pretrained_cfg": {"label_names": CLASSES}}, False), ({"label_names": CLASSES[::-1]}, True),
+        ({"pretrained_cfg": {"label_names": CLASSES[::-1]}}, True),
+    ],
+)  # fmt: skip
+def test_the_head_is_fresh_where_config_json_names_other_classes(about, fresh, capsys):
+    Path("folder").mkdir()
+    write(create(), Path("folder") / "model.safetensors")
+    Path("folder/config.json").write_text(json.dumps(about))
+    load("folder")
+    assert ("fresh: head.weight, head.bias (other classes in the file)\n" in capsys.readouterr().out) == fresh

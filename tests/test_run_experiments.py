@@ -159,7 +159,7 @@ def test_the_share_that_is_done_is_one_of_the_arithmetic(tmp_path, done, share):
     [job, *_] = plan(SuiteConfig("presets"), 49_000)
     job = replace(job, config=replace(job.config, num_epochs=10, small_images_share=0.8), folder=tmp_path)
     (tmp_path / "training_history.json").write_text(json.dumps(dict.fromkeys(new_history("val"), [1] * done)))
-    assert job.share_done == share
+    assert job.share_done() == share
 
 
 @pytest.mark.parametrize("val_size", [5, 1430, 100_000])
@@ -200,14 +200,14 @@ def test_a_run_that_was_extended_or_has_another_precision_than_asked_for_is_anot
     job.folder.mkdir(parents=True)
     config = job.config.to_dict()
     write_json(job.folder / "config.json", {"config": config, "extended_from": []})
-    assert not job.finished
+    assert not job.is_finished()
     write_json(job.folder / "config.json", {"config": config, "extended_from": [1]})
     with pytest.raises(UsageError, match=r"plain.seed-1 holds another run \(it was extended"):
-        _ = job.finished
+        _ = job.is_finished()
     write_json(job.folder / "config.json", {"config": config | {"precision": "bf16"}})
     with pytest.raises(UsageError, match=r"holds another run \(precision is bf16 there and fp32 here\)"):
-        _ = job.finished
-    assert not replace(job, config=replace(job.config, precision="auto")).finished
+        _ = job.is_finished()
+    assert not replace(job, config=replace(job.config, precision="auto")).is_finished()
 
 
 @pytest.mark.parametrize(("asked", "alike"), [("auto", True), ("fp32", True), ("bf16", False)])
@@ -218,7 +218,7 @@ def test_the_precision_of_a_suite_is_that_of_its_runs_and_counts_as_it_was_compu
     config = job.config.to_dict() | {"precision": "auto"}
     write_json(job.folder / "config.json", {"config": config, "precision": "float32"})
     with nullcontext() if alike else pytest.raises(UsageError, match="precision is fp32 there and bf16 here"):
-        assert not job.finished
+        assert not job.is_finished()
 
 
 def test_two_precisions_are_two_experiments(suite, monkeypatch):
@@ -274,7 +274,7 @@ def test_a_damaged_config_is_that_of_no_finished_run(suite, config):
     [job, *_] = plan(suite, 128)
     job.folder.mkdir(parents=True)
     (job.folder / "config.json").write_text(json.dumps({"config": config}))
-    assert not job.finished
+    assert not job.is_finished()
 
 
 def test_a_run_whose_epochs_are_too_short_to_be_timed_is_measured_by_the_first(suite):

@@ -1,6 +1,7 @@
 """training_history.json: the metrics of each epoch, as equally long lists in one object of strict JSON."""
 
 import json
+import math
 from pathlib import Path
 from statistics import harmonic_mean
 from typing import Any
@@ -49,10 +50,20 @@ def read_object(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value of a JSON file is a number: True is none, nor is NaN."""
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def is_history(value: Any) -> bool:
+    """Whether it is a History, of no epochs too."""
+    if not isinstance(value, dict) or not any(value.keys() >= new_history(split).keys() for split in ("test", "val")):
+        return False
+    whole = all(isinstance(numbers, list) and all(map(is_number, numbers)) for numbers in value.values())
+    return whole and len({len(numbers) for numbers in value.values()}) == 1
+
+
 def read(path: Path) -> History | None:
-    """The history in a run's folder, or None where it is missing or can't be read."""
+    """The history in a run's folder, or None where it is missing, damaged or of no epochs."""
     history = read_object(path)
-    if not all(isinstance(values, list) for values in history.values()):
-        return None
-    complete = any(history.keys() >= new_history(split).keys() for split in ("test", "val"))
-    return history if complete and history["epoch"] and len(set(map(len, history.values()))) == 1 else None
+    return history if is_history(history) and history["epoch"] else None

@@ -1,6 +1,5 @@
 """A training script in a process of its own: started or resumed, watched through its files, ended with its parent."""
 
-import json
 import os
 import re
 import signal
@@ -41,27 +40,24 @@ class Job:
     def log(self) -> Path:
         return self.folder.with_name(f"{self.folder.name}.log")
 
-    @property
     def epochs_done(self) -> int:
+        """Epochs that its history has, which is read anew."""
         records = history.read(self.folder / "training_history.json")
         return len(records["epoch"]) if records else 0
 
-    @property
     def share_done(self) -> float:
         """The share of the training's arithmetic that is done."""
-        return self.config.full_epochs(self.epochs_done) / self.config.full_epochs(self.config.num_epochs)
+        return self.config.full_epochs(self.epochs_done()) / self.config.full_epochs(self.config.num_epochs)
 
-    @property
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         """Whether the folder holds this run with all its epochs, and its test where one is due.
 
         UsageError where it holds a run of other settings.
         """
-        try:
-            about = json.loads((self.folder / "config.json").read_text())
-            saved = {**type(self.config)().to_dict(), **about["config"]}  # one that it does not know had its default
-        except (OSError, ValueError, KeyError, TypeError):
+        about = history.read_object(self.folder / "config.json")
+        if not isinstance(about.get("config"), dict):
             return False
+        saved = {**type(self.config)().to_dict(), **about["config"]}  # one that it does not know had its default
         if saved["precision"] == "auto":
             saved["precision"] = PRECISIONS.get(about.get("precision"), "auto")
         planned = what_counts(self.config)
@@ -73,7 +69,7 @@ class Job:
         if changes:
             raise UsageError(f"{self.folder} holds another run ({', '.join(changes)}): choose another --output-dir")
         tested = not self.config.val_size or (self.folder / "test_result.json").exists()
-        return self.epochs_done == self.config.num_epochs and tested
+        return self.epochs_done() == self.config.num_epochs and tested
 
     def start(self, threads: int) -> None:
         """Start the script, or let it go on with what is in the folder. RunError where it can't be started there."""
@@ -105,7 +101,7 @@ class Job:
     @property
     def failed(self) -> bool:
         """Whether it has ended in any other way than finished and saved."""
-        return bool(self.process and self.process.returncode) or not self.finished
+        return bool(self.process and self.process.returncode) or not self.is_finished()
 
     def outcome(self) -> str:
         """What became of it, in a line."""

@@ -95,20 +95,25 @@ def fit(
             if biases.shape != own_biases.shape:
                 adapted.append(f"{name} from {len(biases)} to {len(own_biases)} rows")
 
-    num_classes = len(fitted["head.bias"].flatten()) if "head.bias" in fitted else 0
-    if not num_classes:
-        why = "not in the file"
-    elif num_classes != len(class_names):
-        why = f"{num_classes} classes in the file, {len(class_names)} in the data"
-    elif (their_classes or class_names) != class_names:
-        why = "other classes in the file"
-    else:
-        why = "" if had_token == has_token else "the file's head reads another feature"
-    if why:
+    if why := why_fresh_head(fitted.get("head.bias"), their_classes, class_names, had_token == has_token):
         for name in ("head.weight", "head.bias"):
             fitted.pop(name, None)
             fresh[name] = why
     return fitted, adapted, fresh
+
+
+def why_fresh_head(
+    bias: Tensor | None, their_classes: list[str] | None, class_names: list[str], same_feature: bool
+) -> str:
+    """Why the file's head, with that bias, can't be taken; empty where it can."""
+    num_classes = bias.numel() if bias is not None else 0
+    if not num_classes:
+        return "not in the file"
+    if num_classes != len(class_names):
+        return f"{num_classes} classes in the file, {len(class_names)} in the data"
+    if (their_classes or class_names) != class_names:
+        return "other classes in the file"
+    return "" if same_feature else "the file's head reads another feature"
 
 
 def split_positions(pos_embed: Tensor, has_token: bool) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from evaluation import corruptions
 from evaluation.corruptions import CORRUPTIONS, corrupt, shift
 
 
@@ -39,6 +40,12 @@ def test_noise_has_the_standard_deviation_it_says_and_each_image_its_own(images,
     assert noise.std().item() / 255 == pytest.approx(strength, rel=0.05)
     assert abs(noise.mean().item()) < 1
     assert not torch.equal(noise[0], noise[1])
+
+
+def test_noise_is_another_for_each_image_of_all_chunks(images, monkeypatch):
+    monkeypatch.setattr(corruptions, "chunk_size", lambda images: 3)
+    same = images[:1].expand(6, -1, -1, -1).contiguous()
+    assert len(corrupt(same, "noise", 0.1).unique(dim=0)) == 6
 
 
 def test_noise_does_not_wrap_around_at_black_and_white():

@@ -26,7 +26,9 @@ def test_each_pair_of_classes_has_its_first_mistake_before_any_has_its_second(li
     assert varied_mistakes(PROBABILITIES, LABELS, limit).tolist() == expected
 
 
-@pytest.mark.parametrize(("number", "expected"), [(2, [2, 3]), (3, [7, 2, 3]), (4, [7, 0, 2, 3]), (9, [7, 0, 2, 3])])
+@pytest.mark.parametrize(
+    ("number", "expected"), [(1, [2]), (2, [2, 3]), (3, [7, 2, 3]), (4, [7, 0, 2, 3]), (9, [7, 0, 2, 3])]
+)
 def test_examples_are_right_answers_of_several_classes_then_two_mistakes_of_different_pairs(number, expected):
     assert pick_examples(PROBABILITIES, LABELS, number).tolist() == expected
 
