@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -193,7 +193,7 @@ def matrices(
     return tuple(torch.randn(*batch, *shape, device=device).to(dtype) for shape in ((rows, inner), (inner, columns)))  # pyright: ignore
 
 
-def take_turns(candidates: dict[str, Callable[[], object]], rounds: int, untimed: int = 2) -> dict[str, list[float]]:
+def take_turns(candidates: Mapping[str, Callable[[], object]], rounds: int, untimed: int = 2) -> dict[str, list[float]]:
     """Seconds of each timed step, by candidate; the candidates step in turn, and first some rounds untimed."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for round_number in range(untimed + rounds):

@@ -59,7 +59,7 @@ class Job:
             return False
         saved = {**type(self.config)().to_dict(), **about["config"]}  # one that it does not know had its default
         if saved["precision"] == "auto":
-            saved["precision"] = PRECISIONS.get(about.get("precision"), "auto")
+            saved["precision"] = PRECISIONS.get(about.get("precision", ""), "auto")
         planned = what_counts(self.config)
         changes = [
             f"{name} is {saved[name]} there and {value} here" for name, value in planned.items() if saved[name] != value
