@@ -43,6 +43,15 @@ def test_vit_tiny_has_the_recipes_size():
     assert {module.p for module in model.modules() if isinstance(module, Dropout)} == {0.1}
 
 
+def test_dropout_is_applied_after_the_embedding_the_projection_and_both_layers_of_the_mlp():
+    model, called = create_vit_tiny_cifar10(depth=1), []
+    for name, module in model.named_modules():
+        if isinstance(module, Dropout):
+            module.register_forward_hook(lambda *_, name=name: called.append(name))
+    model(torch.zeros(1, 3, 32, 32))
+    assert called == ["pos_drop", "blocks.0.attn.proj_drop", "blocks.0.mlp.drop", "blocks.0.mlp.drop"]
+
+
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -53,15 +62,6 @@ def test_vit_tiny_has_the_recipes_size():
         {"img_size": 24, "patch_size": 3, "num_heads": 4, "mlp_ratio": 2.0, "num_classes": 100, "in_chans": 1},
     ],
 )
-def test_dropout_is_applied_after_the_embedding_the_projection_and_both_layers_of_the_mlp():
-    model, called = create_vit_tiny_cifar10(depth=1), []
-    for name, module in model.named_modules():
-        if isinstance(module, Dropout):
-            module.register_forward_hook(lambda *_, name=name: called.append(name))
-    model(torch.zeros(1, 3, 32, 32))
-    assert called == ["pos_drop", "blocks.0.attn.proj_drop", "blocks.0.mlp.drop", "blocks.0.mlp.drop"]
-
-
 def test_the_weights_load_into_timm_and_back_with_the_same_logits_and_gradients(sizes):
     torch.manual_seed(0)
     ours = create_vit_tiny_cifar10(**sizes)

@@ -147,10 +147,10 @@ def test_the_page_says_that_a_run_has_no_history(tmp_path):
     assert "no finished epoch, or its history is missing" in Page(tmp_path / "report.html").text
 
 
-@pytest.mark.parametrize("gap", ["overconfident", "underconfident", "show no difference"])
+@pytest.mark.parametrize("gap", ["overconfident", "underconfident", "told from chance"])
 def test_the_calibration_is_said_in_words(tmp_path, gap):
     results = results_of(["a", "b"])
-    offset = {"overconfident": 20, "underconfident": -20, "show no difference": 0.5}[gap]
+    offset = {"overconfident": 20, "underconfident": -20, "told from chance": 0.5}[gap]
     results.evaluation["calibration"]["mean_confidence"] = (results.evaluation["accuracy"] + offset) / 100
     write_report(tmp_path / "report.html", results, {})
     assert gap in Page(tmp_path / "report.html").text
