@@ -98,7 +98,7 @@ def main(config: EvaluateConfig) -> None:
         print("note: this model was not trained on mirror images")
     fingerprint = predictions.fingerprint(dataset)
     if not config.output_dir:
-        refuse_to_replace(folder, subject.path, fingerprint)
+        refuse_to_replace(folder, subject.path, fingerprint if config.dataset or config.data_dir else None)
     create_folder(folder)
 
     labels, logits = dataset.test_labels, subject.predict(dataset)
@@ -142,10 +142,13 @@ def refuse_folder_of_other_run(folder: Path, checkpoint: Path) -> None:
         )
 
 
-def refuse_to_replace(folder: Path, checkpoint: Path, fingerprint: str) -> None:
-    """UsageError where the folder has the evaluation of another checkpoint, or of images of another fingerprint."""
+def refuse_to_replace(folder: Path, checkpoint: Path, fingerprint: str | None) -> None:
+    """UsageError where the folder has the evaluation of another checkpoint, or of other images than asked for.
+
+    The run's own images, without a fingerprint here, may have changed.
+    """
     there = history.read_object(folder / "evaluation.json")
-    if there.get("test_images_sha256", fingerprint) != fingerprint:
+    if fingerprint and there.get("test_images_sha256", fingerprint) != fingerprint:
         raise UsageError(f"{folder} holds the evaluation of other images: name another folder by --output-dir")
     if (name := Path(str(there.get("checkpoint", checkpoint))).name) != checkpoint.name:
         raise UsageError(f"{folder} holds the evaluation of {name}: name another folder by --output-dir")

@@ -91,7 +91,7 @@ def train(
     if run.saved:
         print(f"Resumed   after {run.state.epoch} epochs and {run.sums.step} steps of the next", flush=True)
 
-    for _ in run.epochs():  # which tells the loader
+    for _ in run.epochs():  # which sets train_loader's epoch
         train_one_epoch(
             step_model, train_loader, optimizer, scheduler, dtype, run,
             clip_grad_norm=config.clip_grad_norm, label_smoothing=config.label_smoothing,

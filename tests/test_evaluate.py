@@ -181,6 +181,8 @@ def test_the_evaluation_of_other_images_replaces_none_unless_the_folder_is_named
         main(EvaluateConfig(digits, dataset="digits", device="cpu", skip=FIGURES))
     assert {path: path.read_bytes() for path in file.parent.iterdir()} == before
     main(EvaluateConfig(digits, str(file.parent), dataset="digits", device="cpu", skip=FIGURES))
+    file.write_text(json.dumps(own | {"test_images_sha256": "of the run's images, before some were added"}))
+    main(EvaluateConfig(digits, device="cpu", skip=FIGURES))
     assert json.loads(file.read_text()) == own
 
 

@@ -173,7 +173,7 @@ def prepare(device: torch.device) -> None:
     """What a run sets for its whole process: on a CPU, sums that come in the same order each time; memory is kept."""
     if device.type == "cpu":  # else threads add to the gradient of a relative position in the order in which they come
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue] takes time
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     keep_freed_memory()
 
 
