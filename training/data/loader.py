@@ -13,8 +13,8 @@ from torchvision.transforms.v2 import functional as tv
 from training.data.augment import Augmentation, Draws, random_stream
 from training.data.mix import Mixing
 
-# Pixels that are prepared at once: those of 4,096 images of 32x32. One core augments 13,500 images/s in chunks of 64,
-# 29,100 in chunks of 512, 45,600 of 4,096 and 33,300 of 16,384, which no longer fit its cache
+# Pixels that are prepared at once: those of 4,096 images of 32x32. One core augments 13,400 images/s in chunks of 64,
+# 29,300 in chunks of 512, 39,700 of 4,096 and 29,300 of 16,384, which no longer fit its cache
 # (results/augment_benchmark.json).
 CHUNK_PIXELS = 4096 * 32 * 32
 
