@@ -44,6 +44,7 @@ def main(config: TimeConfig) -> None:
 
 def draw(runs: dict[str, RunRecord], threads: str, path: Path) -> None:
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator, NullLocator
 
     from training.plots import save_figure
 
@@ -51,8 +52,9 @@ def draw(runs: dict[str, RunRecord], threads: str, path: Path) -> None:
     for name, run in runs.items():
         axes.plot(run.minutes, run.accuracies, "o-", markersize=4, label=f"{name}  {run.accuracies[-1]:.1f} %")
     split = {"val": "held-out accuracy (%)", "test": "test accuracy (%)"}[next(iter(runs.values())).split]
-    axes.set(xlabel=f"minutes on {threads}", ylabel=split, xlim=(0, None))
-    axes.legend(loc="lower right")
+    axes.set(xlabel=f"minutes on {threads}", ylabel=split, xscale="log")
+    axes.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_locator=NullLocator())
+    axes.legend(loc="best")
     save_figure(figure, path)
 
 
