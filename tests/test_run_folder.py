@@ -336,6 +336,19 @@ def test_a_folder_that_was_removed_and_that_another_run_took_is_left_to_that(fol
         assert not (folder.path / "last.pth").exists()
 
 
+def test_a_disk_that_was_away_for_a_save_leaves_the_folder_locked(folder, warnings, monkeypatch):
+    with monkeypatch.context() as away:
+        away.setattr(run_folder, "identity", fail_to_look)
+        assert not folder.save({"last.pth": weights(1)})
+    assert len(warnings) == 1
+    assert folder.save({"last.pth": weights(2)})
+    assert_held(folder.path)
+
+
+def fail_to_look(path: Path) -> tuple[int, int]:
+    raise OSError(errno.ESTALE, "stale file handle")
+
+
 def test_leaving_a_folder_that_another_run_took_leaves_it_locked_for_that(tmp_path):
     with RunFolder(tmp_path / "run") as first:
         shutil.rmtree(first.path)

@@ -164,3 +164,16 @@ def test_a_lost_terminal_waits_for_the_check_however_often_it_is_told_and_silenc
     assert caught.value.as_exit is Terminated
     for stream in kept.keys() - set(lost):
         assert (tmp_path / str(stream)).read_text().endswith("goes on")
+
+
+@pytest.mark.parametrize("number", EXITS)
+def test_after_a_lost_terminal_a_first_signal_waits_too_and_a_second_does_not(number):
+    """A machine that goes down hangs the terminal up first, and sends SIGTERM then."""
+    with DeferredSignals() as signals:
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), number)
+        with pytest.raises(StopRequested) as caught:
+            signals.check()
+        with pytest.raises(EXITS[number]):
+            os.kill(os.getpid(), number)
+    assert caught.value.as_exit is EXITS[number]

@@ -68,7 +68,9 @@ class RunFolder:
             )
             self.owner_file = identity(owner)
         except Timeout:
-            holder = owner.read_text() if owner.exists() else "another process"
+            holder = "another process"
+            with contextlib.suppress(OSError):  # it may just have left
+                holder = owner.read_text()
             raise RunError(
                 f"{self.path} is in use by {holder}: wait for it, stop it, or choose another --output-dir"
             ) from None
@@ -76,9 +78,9 @@ class RunFolder:
             raise DiskError(f"can't lock the folder {self.path}: {first_line(error)}") from None
 
     def holds_lock(self) -> bool:
-        """Whether the folder is still the one that was locked. Another run may have removed and created it again."""
+        """Whether it has the lock of the folder that is there: another run may have removed and created it again."""
         try:
-            return identity(self.path / OWNER) == self.owner_file
+            return self.lock.is_locked and identity(self.path / OWNER) == self.owner_file
         except OSError:  # it is not there, or the disk is not
             return False
 

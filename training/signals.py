@@ -53,8 +53,8 @@ class DeferredSignals:
     def note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
             silence_lost_terminal()
-        elif self.pending and not distributed.under_torchrun():  # which sends again what the terminal has sent
-            raise self.exit_of(number)
+        elif self.pending in (signal.SIGINT, signal.SIGTERM) and not distributed.under_torchrun():
+            raise self.exit_of(number)  # torchrun sends again what the terminal has sent; SIGHUP was nobody's wish
         if not self.pending and distributed.rank() == 0:
             note = NOTE_UNDER_TORCHRUN if distributed.under_torchrun() else NOTE
             try:
