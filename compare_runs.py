@@ -14,6 +14,7 @@ if __name__ == "__main__":  # Ctrl-C while torch is being imported ends the scri
 
     end_at_interrupt()
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def main(config: CompareConfig) -> None:
 def read_runs(folders: tuple[str, ...]) -> tuple[list[RunRecord], list[str]]:
     """The runs in the folders, each folder once, and for each that can't be read the reason."""
     records, problems = [], []
-    for folder in {Path(folder).resolve(): Path(folder) for folder in folders}.values():
+    for folder in {os.path.realpath(folder): Path(folder) for folder in folders}.values():
         try:
             records.append(read_run(folder))
         except RunError as error:
@@ -94,7 +95,9 @@ def write_results(config: CompareConfig, records: list[RunRecord]) -> None:
         )
     from evaluation.comparison_plots import Curves, plot_comparison  # its import takes seconds: after what can fail
 
-    curves = [Curves(row.name, [run.history for run in row.runs], row.runs[0].num_train_images) for row in rows]
+    curves = [
+        Curves(row.name, [run.history for run in row.runs], row.runs[0].num_train_images, row.timed) for row in rows
+    ]
     num_grey = plot_comparison(curves, Path(config.output), data_lines(rows))
     grey = f" ({num_grey} of {len(curves)}, those with the lowest accuracies, are grey)" if num_grey else ""
     print(f"\nCurves: {config.output}{grey}")

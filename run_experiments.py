@@ -36,10 +36,11 @@ from evaluation.comparable import same_means
 from resnet import ResNet18
 from train_resnet_cifar10 import ResNetConfig
 from training.cli import parse, parse_training_command
-from training.console import format_time
+from training.console import format_time, say
 from training.data import Dataset, channel_stats, load_dataset
 from training.distributed import num_cpus
 from training.errors import RunError, UsageError, exit_codes
+from training.files import create_folder
 from training.history import read_object
 from training.job import LOOK_EVERY, Job, what_counts
 from training.provenance import count_flops, python_command
@@ -112,8 +113,8 @@ def main(config: SuiteConfig) -> None:
     if config.val_size and not num_classes <= config.val_size <= len(dataset.train_images) - num_classes:
         most = len(dataset.train_images) - num_classes
         raise UsageError(f"--val-size must be 0 or between {num_classes} and {most} here, got {config.val_size}")
-    share = min(num_images, config.max_train_images or num_images)
-    jobs = plan(config, share)
+    num_used = min(num_images, config.max_train_images or num_images)  # of an experiment whose share is 1
+    jobs = plan(config, num_used)
     mean = channel_stats(dataset.train_images)[0]
     todo = [job for job in jobs if not job.is_finished()]  # refuses other settings first
     if others := [str(job.folder) for job in jobs if has_other_images(job, dataset, mean)]:
@@ -122,8 +123,9 @@ def main(config: SuiteConfig) -> None:
     if config.dry_run:
         print_plan(config, jobs, todo, num_images, len(dataset.test_images))
         return
-    failed, lacking = run(config, todo, num_images), ""
-    before = [job for job in finished_before(config, jobs, share) if not has_other_images(job, dataset, mean)]
+    create_folder(config.folder)
+    failed, problems = run(config, todo, num_images), []
+    before = [job for job in finished_before(config, jobs, num_used) if not has_other_images(job, dataset, mean)]
     in_turn = sorted([*jobs, *before], key=lambda job: (list(SUITES[config.suite]).index(job.name), job.config.seed))
     table, curves = config.folder / "table.md", config.folder / "curves.png"
     for path in (table, curves):
@@ -132,62 +134,60 @@ def main(config: SuiteConfig) -> None:
         files = ["--markdown", table, "--output", curves]
         compare = [sys.executable, Path(__file__).with_name("compare_runs.py"), *folders, *files]
         if subprocess.run(compare, check=False).returncode:
-            lacking = "not all of {} are in the table: see the error above"
+            problems.append("not all finished runs are in the table: see the error above")
     if failed:
         folders = ", ".join(str(job.folder) for job in failed)
-        raise RunError(
-            f"{len(failed)} of {len(jobs)} runs failed: {folders}. The same command tries them again, each from its "
-            f"last save; remove a folder to begin it anew{'; ' * bool(lacking)}{lacking.format('the others')}"
-        )
-    if lacking:
-        raise RunError(f"the runs have finished, but {lacking.format('them')}")
+        again = "The same command tries them again, each from its last save; remove a folder to begin it anew"
+        problems.insert(0, f"{len(failed)} of {len(jobs)} runs failed: {folders}. {again}")
+    if problems:
+        raise RunError("; ".join(problems))
 
 
-def plan(config: SuiteConfig, num_images: int) -> list[Job]:
+def plan(config: SuiteConfig, num_used: int) -> list[Job]:
     """All runs of the suite, the seeds of an experiment one after the other. UsageError names what can't work."""
     jobs = [
-        create_job(config, name, experiment, seed, num_images)
+        create_job(config, name, experiment, seed, num_used)
         for name, experiment in config.experiments.items()
         for seed in range(1, config.seeds + 1)
     ]
     names: dict[tuple[Any, ...], str] = {}
     for job in jobs:
-        like = names.setdefault(experiment_of(job, num_images), job.name)
+        like = names.setdefault(experiment_of(job, num_used), job.name)
         if like != job.name:
             raise UsageError(f"{like} and {job.name} come to the same settings: give more epochs or training images")
     return jobs
 
 
-def experiment_of(job: Job, num_images: int) -> tuple[Any, ...]:
+def experiment_of(job: Job, num_used: int) -> tuple[Any, ...]:
     """What tells the job from those of other experiments."""
     settings = what_counts(job.config)
-    settings["max_train_images"] = settings["max_train_images"] or num_images
+    settings["max_train_images"] = settings["max_train_images"] or num_used
     return job.script, *((name, value) for name, value in settings.items() if name != "seed")
 
 
-def finished_before(config: SuiteConfig, jobs: list[Job], num_images: int) -> list[Job]:
+def finished_before(config: SuiteConfig, jobs: list[Job], num_used: int) -> list[Job]:
     """Other experiments and seeds of the suite than those of `jobs`, finished by earlier commands like this one."""
-    names = {experiment_of(job, num_images): job.name for job in jobs}
+    names = {experiment_of(job, num_used): job.name for job in jobs}
     found = []
     for name, experiment in SUITES[config.suite].items():
         for folder in (config.folder / name).glob("seed-*"):
             seed = folder.name.removeprefix("seed-")
             if seed.isdecimal() and (name not in config.experiments or int(seed) > config.seeds):
                 with suppress(UsageError):  # its settings are others, or not possible with these flags
-                    job = create_job(config, name, experiment, int(seed), num_images)
-                    if job.is_finished() and names.setdefault(experiment_of(job, num_images), name) == name:
+                    job = create_job(config, name, experiment, int(seed), num_used)
+                    if job.is_finished() and names.setdefault(experiment_of(job, num_used), name) == name:
                         found.append(job)
     return found
 
 
-def create_job(config: SuiteConfig, name: str, experiment: Experiment, seed: int, num_images: int) -> Job:
-    """The run of an experiment; an experiment with all images has `num_images`."""
+def create_job(config: SuiteConfig, name: str, experiment: Experiment, seed: int, num_used: int) -> Job:
+    """The run of an experiment; an experiment with all images has `num_used`."""
     script, *flags = shlex.split(experiment.command)
     flags += ["--dataset", config.dataset, "--data-dir", config.data_dir, "--val-size", str(config.val_size)]
     flags += [*(["--data-url", config.data_url] if config.data_url else []), "--seed", str(seed)]
     flags += ["--precision", config.precision] if config.precision != "auto" else []
     if experiment.images != 1 or config.max_train_images:
-        flags += ["--max-train-images", str(max(1, round(experiment.images * num_images)))]
+        flags += ["--max-train-images", str(max(1, round(experiment.images * num_used)))]
     try:
         settings = settings_of(script, flags)
         if experiment.epochs != 1 or config.epochs:
@@ -226,7 +226,7 @@ def has_other_images(job: Job, dataset: Dataset, mean: list[float]) -> bool:
 def run(config: SuiteConfig, todo: list[Job], num_images: int) -> list[Job]:
     """Run the jobs, so many side by side as `parallel` says, and show how far they are. Returns those that failed."""
     waiting, running, failed = list(todo), [], []
-    work = {job.name: work_of(job, num_images) for job in todo}
+    work = {name: work_of(job, num_images) for name, job in {job.name: job for job in todo}.items()}
     shares = {job.folder: job.share_done() for job in todo}
     total, before = sum(work[job.name] for job in todo), sum(work[job.name] * shares[job.folder] for job in todo)
     with stopping(running), tqdm(total=total, initial=before, bar_format=BAR, disable=None) as bar:
@@ -254,12 +254,6 @@ def run(config: SuiteConfig, todo: list[Job], num_images: int) -> list[Job]:
                 )
             )
     return failed
-
-
-def say(line: str) -> None:
-    """Print a line above the progress bar."""
-    tqdm.write(line, sys.stdout)
-    sys.stdout.flush()
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from config_vit_cifar10 import TrainConfig, ViTConfig
-from training import checkpoint, distributed, history
+from training import checkpoint, console, distributed, history
 from training.cli import parse_training_command
 from training.data import Dataset, create_eval_loader, get_cifar10_dataloaders, load_dataset
 from training.data.augment import Augmentation
@@ -128,7 +128,7 @@ def print_ready(
     hardware = f"{cpu_name()}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
     if distributed.world_size() > 1:
         hardware = f"{distributed.world_size()} processes of {hardware}"
-    small = f", {config.small_epochs} with images of half the size" if config.small_images_share else ""
+    small = f", {config.small_epochs} with images of half the size" if config.small_epochs else ""
     schedule = f"{config.num_epochs} epochs ({config.warmup:g} of them to warm up{small}) of {len(train_loader)} steps"
     print(
         f"Model     {metadata['model_name']}: {metadata['num_parameters']:,} parameters, "
@@ -154,7 +154,7 @@ def test_best_model(
     test = evaluate(model, test_loader, dtype)
     if run.folder:
         history.write_json(run.folder.path / "test_result.json", test | {"epoch": best["epoch"]})
-    print(f"Test Loss of that model: {test['test_loss']:.4f} | Test Acc: {test['test_acc']:.2f}%")
+    console.say(f"Test Loss of that model: {test['test_loss']:.4f} | Test Acc: {test['test_acc']:.2f}%")
 
 
 if __name__ == "__main__":

@@ -134,9 +134,9 @@ class VisionTransformer(nn.Module):
         zero_init: bool = False,
     ):
         super().__init__()
-        sizes = {"img_size": img_size, "patch_size": patch_size, "in_chans": in_chans, "num_classes": num_classes,
-                 "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}
-        for name, value in sizes.items():
+        counts = {"img_size": img_size, "patch_size": patch_size, "in_chans": in_chans, "num_classes": num_classes,
+                  "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}
+        for name, value in counts.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if img_size % patch_size:

@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository's root, whe
 from resnet import ResNet18
 from training.cli import parse
 from training.device import Compiled, autocast, select_device, select_precision, why_no_compiling
-from training.errors import RunError, exit_codes
+from training.errors import RunError, UsageError, exit_codes
 from training.optim import create_optimizer
 from vit import create_vit_tiny_cifar10
 
@@ -171,10 +171,11 @@ def create_products(batch_size: int, dtype: torch.dtype, device: torch.device) -
         products = [((), batch_size * TOKENS, WIDTH, 3 * WIDTH)]
         products += [(heads, queries, width, TOKENS), (heads, queries, TOKENS, width)]
         products += [((), n, WIDTH, WIDTH), ((), n, WIDTH, HIDDEN), ((), n, HIDDEN, WIDTH)]
-        pairs = []
+        pairs: list[Any] = []
         for batch, rows, inner, columns in products:  # the product, then the gradients of its two factors
             for shape in ((rows, inner, columns), (rows, columns, inner), (inner, rows, columns)):
-                pairs.append(matrices(batch, *shape, dtype, device))
+                sizes = (*batch, *shape[:2]), (*batch, *shape[1:])
+                pairs.append(tuple(torch.randn(size, dtype=dtype, device=device) for size in sizes))
         return pairs
 
     whole, last = products_of_block(TOKENS), products_of_block(queries=1)  # the head needs the class token only
@@ -186,15 +187,10 @@ def create_products(batch_size: int, dtype: torch.dtype, device: torch.device) -
     return step
 
 
-def matrices(
-    batch: tuple[int, ...], rows: int, inner: int, columns: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Two random factors, (*batch, rows, inner) and (*batch, inner, columns)."""
-    return tuple(torch.randn(*batch, *shape, device=device).to(dtype) for shape in ((rows, inner), (inner, columns)))  # pyright: ignore
-
-
 def take_turns(candidates: Mapping[str, Callable[[], object]], rounds: int, untimed: int = 2) -> dict[str, list[float]]:
     """Seconds of each timed step, by candidate; the candidates step in turn, and first some rounds untimed."""
+    if rounds < 1:
+        raise UsageError(f"rounds must be at least 1, got {rounds}")
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for round_number in range(untimed + rounds):
         for name, step in candidates.items():
@@ -218,7 +214,7 @@ class TrainingTimes:
 
     rates: list[float] = field(default_factory=list)  # images per second of each timed epoch
     evaluation_rates: list[float] = field(default_factory=list)
-    peak_memory: int = 0  # bytes
+    peak_memory: int = 0  # bytes: the highest of samples two seconds apart
 
     def summarize(self) -> dict[str, float]:
         evaluated = statistics.median(self.evaluation_rates)
@@ -250,7 +246,7 @@ def train_by_command(flags: list[str], epochs: int, times: TrainingTimes) -> Non
 
 
 def resident_memory(pid: int) -> int:
-    """Bytes that a process and its children hold. Shared memory counts once. 0 where there is no Linux /proc."""
+    """Bytes that a process and its main thread's children hold. Shared memory counts once. 0 without Linux's /proc."""
     own, files = 0, 0
     pids = [pid]
     while pids:
@@ -340,7 +336,7 @@ def table(report: dict[str, Any]) -> str:
     ]
     for name, row in report["images_per_second"].items():
         lines.append(f"| {name} | {row['images_per_second']:.1f} | {row['slowest']:.1f} to {row['fastest']:.1f} |")
-    lines.append("\n| whole training | evaluated images/s | peak memory, MiB |\n|---|---|---|")
+    lines.append("\n| whole training | evaluated images/s | highest memory seen, MiB |\n|---|---|---|")
     for name, row in report["images_per_second"].items():
         if "evaluated_per_second" in row:
             lines.append(f"| {name} | {row['evaluated_per_second']:.1f} | {row['peak_memory_mib']:.0f} |")

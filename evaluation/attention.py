@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 
 def has_attention(model: nn.Module) -> bool:
-    """Whether the model has transformer blocks under timm's names, and position embeddings."""
-    return all(hasattr(model, name) for name in ("blocks", "cls_token", "pos_embed", "patch_embed"))
+    """Whether the model has transformer blocks, under timm's name."""
+    return hasattr(model, "blocks")
 
 
 @torch.inference_mode()
@@ -53,7 +53,7 @@ def rollout(layers: Iterable[Tensor]) -> Tensor:
     def step(weights: Tensor) -> Tensor:
         return (weights.mean(dim=1) + torch.eye(weights.shape[-1], device=weights.device)) / 2  # (B, N, N)
 
-    return functools.reduce(lambda flow, step: step @ flow, map(step, layers))
+    return functools.reduce(lambda flow, after: after @ flow, map(step, layers))
 
 
 def class_token_attention(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:

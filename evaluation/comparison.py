@@ -37,6 +37,12 @@ class Row:
         """Each run by the row's name, with its seed where there are several."""
         return {f"{self.name}, seed {run.seed}" if len(self.runs) > 1 else self.name: run for run in self.runs}
 
+    @property
+    def timed(self) -> bool:
+        """Whether the times of its runs have a mean: all are of one machine, as far as is known, or it has one run."""
+        machines = {run.machine for run in self.runs}
+        return len(self.runs) == 1 or (len(machines) == 1 and None not in machines)
+
     def summary(self, value: Callable[[RunRecord], float | None]) -> tuple[float | None, float | None]:
         """Mean and sample standard deviation over the runs. The first is None where the value of a run is not known."""
         values = [number for number in map(value, self.runs) if number is not None]
@@ -50,8 +56,6 @@ def group(records: Sequence[RunRecord]) -> list[Row]:
 
     An unfinished run, a repetition with the same seed, and one of another number of images get their own rows.
     """
-    if not records:
-        return []
     groups: dict[Any, list[RunRecord]] = {}
     for record in records:
         key = (record.model_name, *sorted(record.settings.items()), "" if record.finished else record.name)
@@ -85,6 +89,8 @@ def name_row(names: list[str], all_names: list[str]) -> str:
     stem = os.path.commonprefix(names)  # noqa: RUF071 of letters, not of folders, is meant
     if any(name[len(stem) :][:1].isdigit() for name in names):  # 1 and 12 have a digit in common
         stem = stem.rstrip("0123456789")
+    if stem[-1:].isalpha() and any(name[len(stem) :][:1].isalpha() for name in names):  # march and may have "ma"
+        stem = re.sub(r"[^/ _.=-]+$", "", stem)
     stem = re.sub(rf"(?:{SEED}|[/ _.=-]+)$", "", stem, flags=re.IGNORECASE)
     others = [name for name in others if name == stem or without_seed(name) != stem]
     return "" if any(name == stem or name.startswith(f"{stem}/") for name in others) else stem
@@ -136,13 +142,9 @@ def to_plain(rows: Sequence[Row]) -> list[dict[str, Any]]:
             ("test_accuracy", lambda run: run.test_accuracy),
         ):
             content[name], content[f"{name}_std"] = row.summary(value)
-        machines = {one.machine for one in row.runs}
-        alike = len(row.runs) == 1 or (len(machines) == 1 and None not in machines)  # else no machine has their mean
-        content |= {
-            "images_seen": run.images_seen,
-            "seconds": row.summary(lambda run: run.seconds)[0] if alike else None,
-        }
-        content["images_per_second"] = row.summary(lambda run: run.images_per_second)[0] if alike else None
+        content["images_seen"] = run.images_seen
+        content["seconds"] = row.summary(lambda run: run.seconds)[0] if row.timed else None
+        content["images_per_second"] = row.summary(lambda run: run.images_per_second)[0] if row.timed else None
         plain.append({**content, "num_parameters": run.num_parameters, "flops": run.flops})
     return plain
 

@@ -29,6 +29,7 @@ class Curves:
     name: str
     histories: list[History]
     num_train_images: int | None = None  # None: not known
+    timed: bool = True  # False: their times have no mean
 
     @property
     def best(self) -> float:
@@ -68,7 +69,8 @@ def plot_comparison(curves: Sequence[Curves], path: Path, lines: Sequence[DataLi
             style = {"color": "0.8", "linewidth": 0.8, "zorder": 1}
         draw(loss_axes, epochs, loss, style)
         draw(acc_axes, epochs, accuracy, style)
-        draw(time_axes, time, accuracy, style)
+        if one.timed:
+            draw(time_axes, time, accuracy, style)
         if one.num_train_images:
             draw(images_axes, epochs * one.num_train_images, accuracy, style)
     losses = [value for one in curves for run in one.histories for value in run[f"{monitored_split(run)}_loss"]]
@@ -79,14 +81,19 @@ def plot_comparison(curves: Sequence[Curves], path: Path, lines: Sequence[DataLi
     acc_axes.set(title="Accuracy", xlabel="epoch", ylabel="accuracy (%)")
     images_axes.set(title="Accuracy against images", xlabel="training images seen", ylabel="accuracy (%)")
     images_axes.xaxis.set_major_formatter(EngFormatter(sep=" "))  # 5 M
-    time_axes.set(title="Accuracy against time", xlabel=f"{unit} of training", ylabel="accuracy (%)")
+    untimed = sum(not one.timed for one in curves)
+    without = f" (without {untimed}: several machines)" if untimed else ""
+    time_axes.set(title=f"Accuracy against time{without}", xlabel=f"{unit} of training", ylabel="accuracy (%)")
     whole_epochs(loss_axes, acc_axes)
     if lines:
         draw_lines(panels["data"], lines, {one.name: COLOURS[i] for i, one in enumerate(curves[:MAX_COLOURED])})
     if not any(one.num_train_images for one in curves):
         images_axes.remove()
+    if not any(one.timed for one in curves):
+        time_axes.remove()
     title = f"grey: {num_grey} more, with lower accuracies" if num_grey else None
-    handles, labels = acc_axes.get_legend_handles_labels()
+    handles = acc_axes.lines[:MAX_COLOURED]  # get_legend_handles_labels leaves out names such as "_old"
+    labels = [str(line.get_label()) for line in handles]
     figure.legend(handles, labels, title=title, loc="outside lower center", ncols=ncols, frameon=False)
     save_figure(figure, path)
     return num_grey

@@ -11,8 +11,9 @@ def print_evaluation(evaluation: dict[str, Any]) -> None:
     low, high = evaluation["accuracy_interval"]
     error = 100 * evaluation["calibration"]["expected_calibration_error"]
     print(
-        f"\n95% interval {low:.2f} to {high:.2f}%; top-3 accuracy {evaluation['top3_accuracy']:.2f}%; "
-        f"expected calibration error {error:.2f}%"
+        f"\n95% interval {low:.2f} to {high:.2f}%; "
+        + f"top-3 accuracy {evaluation['top3_accuracy']:.2f}%; " * (len(evaluation["per_class"]) > 3)
+        + f"expected calibration error {error:.2f}%"
     )
     steps = f", {evaluation['steps_since_epoch']} steps on" if evaluation["steps_since_epoch"] else ""
     print(f"Test loss {evaluation['loss']:.4f}; {evaluation['model_name']} of epoch {evaluation['epoch']}{steps}.")

@@ -24,7 +24,7 @@ NOTES = {  # by the number of sides that have several seeds
     2: "Where both sides have several seeds, the interval is Welch's, over the seeds.",
 }
 
-MANY = "Each interval is for one comparison; the chance that all {} contain the true difference is below 95 %."
+MANY = "Each of the {} intervals is for one comparison; the chance that all contain the true difference is below 95 %."
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def notes(compared: Sequence[Compared], num_images: int | None) -> list[str]:
     """Sentences that say what the intervals are."""
     known = [one.difference.num_several for one in compared if one.difference and one.difference.interval]
     said = [NOTES[num_several].format(f"{num_images or 0:,}") for num_several in sorted({*known})]
-    return said + [MANY.format(len(known))] * (len(known) > 2)
+    return said + [MANY.format(len(known))] * (len(known) > 1)
 
 
 def shares_interval(num_correct: int, other_correct: int, num_images: int) -> tuple[float, float]:

@@ -110,8 +110,8 @@ def export_safetensors(trained: TrainedModel, folder: Path, dtype: str) -> str:
     own = {name: trained.saved[name] for name in SAVED_WITH_WEIGHTS if name in trained.saved}
     own["steps_since_epoch"] = trained.steps_since_epoch
     own["history"] = trained.records or own.get("history")  # best_model.pth has only the epochs up to the best
-    known = MACHINE if not trained.moved else ()  # else what it has would be that of the run's end
-    own["machine"] = {name: value for name, value in trained.run.items() if name in known}
+    machine = {name: value for name, value in trained.run.items() if name in MACHINE}  # that of the run's end
+    own["machine"] = {"machines_before": True} if trained.moved else machine
     write_json(folder / "config.json", timm_config(trained) | {"checkpoint": own})
     (folder / "README.md").write_text(model_card(trained, dtype), encoding="utf-8", errors="replace")
     if evaluation := evaluation_of(trained):

@@ -27,8 +27,6 @@ SAVED_WITH_WEIGHTS = (  # what config.json keeps of the checkpoint
 KINDS: dict[str, Callable[[Any], bool]] = {
     "a text": lambda value: isinstance(value, str),
     "a whole number": lambda value: type(value) is int,
-    "a number": is_number,
-    "true or false": lambda value: isinstance(value, bool),
     "float32 or bfloat16": lambda value: value in ("float32", "bfloat16"),
     "the name of a dataset": lambda value: value in get_args(DatasetName),
     "an object": lambda value: isinstance(value, dict),
@@ -38,14 +36,11 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     "equally long lists of numbers": is_history,
 }
 NEEDED = {  # of config.json's `checkpoint`, by kind
-    "a text": ("model_name", "config.data_dir", "config.data_url", "config.optimizer", "config.init_from"),
+    "a text": ("model_name", "config.data_dir", "config.data_url", "config.init_from"),
     "a whole number": (
-        *("model_args.img_size", "model_args.num_classes", "config.img_size", "config.val_size", "epoch"),
-        "config.num_epochs",
-        *("steps_since_epoch", "data.num_train_images"),
+        *("model_args.img_size", "model_args.num_classes", "config.img_size", "config.val_size", "config.num_epochs"),
+        *("epoch", "steps_since_epoch", "data.num_train_images"),
     ),
-    "a number": ("config.mixup_alpha", "config.cutmix_alpha"),
-    "true or false": ("config.auto_augment",),
     "float32 or bfloat16": ("precision",),
     "the name of a dataset": ("config.dataset",),
     "an object": ("machine",),

@@ -156,6 +156,6 @@ def compare(right: ArrayLike, other_right: ArrayLike) -> dict[str, Any]:
     return {
         "num_both_right": both, "num_only_this_right": only, "num_only_other_right": other_only,
         "num_both_wrong": n - both - discordant, "difference": difference,
-        "difference_interval": [float(low), float(high)],
+        "difference_interval": np.clip([low, high], -100, 100).tolist(),
         "mcnemar_p": float(binomtest(only, discordant).pvalue) if discordant else 1.0,
     }  # fmt: skip

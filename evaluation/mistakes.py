@@ -34,7 +34,7 @@ def varied_mistakes(probabilities: Tensor, labels: Tensor, limit: int) -> Tensor
 def pick_examples(probabilities: Tensor, labels: Tensor, number: int) -> Tensor:
     """Indices of at most `number` images: right answers of different classes, then NUM_WRONG mistakes."""
     predicted = probabilities.argmax(dim=1)
-    wrong = varied_mistakes(probabilities, labels, len(labels))[: min(NUM_WRONG, number)].tolist()
+    wrong = varied_mistakes(probabilities, labels, min(NUM_WRONG, number)).tolist()
     right: dict[int, int] = {}
     for index in most_confident(probabilities, predicted == labels).tolist():
         right.setdefault(int(labels[index]), index)  # the most confident of its class

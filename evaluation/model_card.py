@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evaluation.exported import DTYPES, WEIGHTS
@@ -32,16 +33,18 @@ def model_card(trained: TrainedModel, dtype: str) -> str:
     config, epoch = saved["config"], saved["epoch"]
     measured = records if not trained.steps_since_epoch else None  # no epoch's accuracy is that of these weights
     split = monitored_split(records) if records else ""
-    dtypes = {DTYPES[dtype], *(weight.dtype for weight in saved["model"].values())}  # an export may be exported again
+    weights = trained.model.state_dict().values()  # an export may be exported again: what was rounded stays so
+    rounded = [name for name in ("bf16", "fp16") if all(torch.equal(x, x.to(DTYPES[name]).to(x)) for x in weights)]
     source, folder = Path(config.get("init_from") or ""), Path(config["data_dir"]).name
+    named = config["dataset"] == "image-folder" and folder.strip(".")  # "." has no name
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return templates.get_template("model_card.md.j2").render(
         config=config, data=saved["data"], names=trained.class_names, epoch=epoch, split=split,
-        dtype=dtype, rounded=[name for name in ("fp16", "bf16") if DTYPES[name] in dtypes], datasets=DATASETS,
+        dtype=dtype, rounded="".join(rounded[:1]), datasets=DATASETS,
         source=name_of(source) if config.get("init_from") else "",
-        dataset=f"the pictures in `{folder}`" if config["dataset"] == "image-folder" else DATASETS[config["dataset"]],
+        dataset=f"the pictures in `{folder}`" if named else DATASETS[config["dataset"]],
         num_parameters=sum(parameter.numel() for parameter in trained.model.parameters()),
         model_args=[f"{name} {value}" for name, value in saved["model_args"].items()],
         recipe=recipe_of(config), extended_from=saved.get("extended_from") or [],
@@ -72,10 +75,10 @@ def recipe_of(config: dict[str, Any]) -> list[str]:
     """The settings of the training that were not off."""
     without_use = {
         "horizontal_flip": config["dataset"] in ("digits", "svhn"),  # which are never mirrored
-        "muon_learning_rate": config["optimizer"] != "muon",
-        "augment_policy": not config["auto_augment"],
-        "randaugment_magnitude": not config["auto_augment"] or config.get("augment_policy") != "randaugment",
-        "mix_probability": not (config["mixup_alpha"] or config["cutmix_alpha"]),
+        "muon_learning_rate": config.get("optimizer") != "muon",
+        "augment_policy": not config.get("auto_augment"),
+        "randaugment_magnitude": not config.get("auto_augment") or config.get("augment_policy") != "randaugment",
+        "mix_probability": not (config.get("mixup_alpha") or config.get("cutmix_alpha")),
         "layer_decay": config.get("layer_decay") == 1,
         "rel_pos_lr_scale": config.get("rel_pos_lr_scale") == 1,
     }

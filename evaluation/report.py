@@ -56,6 +56,8 @@ def describe(trained: TrainedModel) -> dict[str, Any]:
     machine = {name: run[name] for name in ("cpu", "device", "threads", "versions", "git_revision") if name in run}
     if isinstance(machine.get("versions"), dict):
         machine["versions"] = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    if trained.moved:  # what is known is of the run's end
+        machine = {"machine": "resumed under other conditions (machine, threads or versions)"}
     cost = records and {
         "epochs": len(records["epoch"]), "planned": trained.num_epochs,
         "time": format_time(sum(records["epoch_time"])), "images_per_second": mean_speed(records),

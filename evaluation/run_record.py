@@ -1,5 +1,6 @@
 """What the JSON files in a run's folder say about the run."""
 
+import os
 from dataclasses import MISSING, dataclass, fields
 from itertools import accumulate
 from pathlib import Path
@@ -166,7 +167,7 @@ def read_run(folder: Path) -> RunRecord:
         whole = False
     if not whole:
         raise RunError(f"{folder / 'config.json'} is missing or damaged")
-    place = folder / "evaluation" if (folder / "evaluation" / "evaluation.json").exists() else folder
+    place = folder / "evaluation" if os.path.exists(folder / "evaluation" / "evaluation.json") else folder
     evaluation = history.read_object(place / "evaluation.json")
     test_result = history.read_object(folder / "test_result.json")
     return RunRecord(folder.as_posix(), about, records, test_result, evaluation, place / "predictions.csv")

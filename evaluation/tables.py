@@ -103,7 +103,7 @@ def minutes_table(rows: Sequence[Row], levels: Sequence[float]) -> str:
     require_comparable([run for row in rows for run in row.runs])
     threads_of(rows)  # refuses runs on other ones
     lines = []
-    for name, run in ((name, run) for row in rows for name, run in row.named_runs.items()):
+    for name, run in (pair for row in rows for pair in row.named_runs.items()):
         ends = list(zip(run.minutes, run.accuracies, strict=True))
         first = {level: next((time for time, accuracy in ends if accuracy >= level), None) for level in levels}
         cells = {f"{level:g} %": "-" if time is None else f"{time:.1f}" for level, time in first.items()}
@@ -136,7 +136,7 @@ def main(pages: list[str]) -> None:
     for page in map(Path, pages):
         try:
             texts[page] = with_tables(page.read_text())
-        except UsageError as error:
+        except (UsageError, OSError) as error:
             raise UsageError(f"{page}: {error}") from None
     for page, text in texts.items():
         write_atomically(page, lambda file, text=text: file.write(text.encode()))

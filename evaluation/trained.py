@@ -108,9 +108,9 @@ class TrainedModel:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits (n, num_classes) in fp32, on the CPU, for a few uint8 images (n, 3, H, W)."""
+        """Logits (n, num_classes) in fp32, on the CPU, for a few uint8 images (n, 3, H, W). RunError as `predict`."""
         with autocast(self.device, self.dtype):
-            return self.model(self.normalize(images)).float().cpu()
+            return self._require_finite(self.model(self.normalize(images)).float().cpu())
 
     def predict(self, dataset: Dataset, split: str = "test") -> Tensor:
         """Logits (n, num_classes) in fp32, on the CPU, for the test images. The progress bar calls them `split`.
@@ -119,6 +119,9 @@ class TrainedModel:
         """
         images, labels = dataset.test_images, dataset.test_labels
         logits, _ = predict(self.model, create_eval_loader(images, labels, split, self.stats, self.device), self.dtype)
+        return self._require_finite(logits)
+
+    def _require_finite(self, logits: Tensor) -> Tensor:
         if not logits.isfinite().all():
             raise RunError(
                 f"{self.path} gives logits that are not finite: its weights are broken, evaluate another checkpoint"

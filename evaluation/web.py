@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 import shutil
 import tarfile
 import tempfile
@@ -36,11 +37,9 @@ def fetch_runtime(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         done = npm(["pack", RUNTIME], return_completed_process=True, cwd=temporary, capture_output=True, text=True)
         packages = list(Path(temporary).glob("*.tgz"))
-        if done.returncode or not packages:  # npm names the reason in lines of its own
-            reasons = [line for line in str(done.stderr).splitlines() if line.startswith("npm error")] or [
-                "no package came"
-            ]
-            raise RunError(f"npm can't fetch {RUNTIME}: {reasons[-1].removeprefix('npm error').strip()}")
+        if done.returncode or not packages:  # npm's first lines are codes, its last one names a log
+            reasons = re.findall(r"(?m)^npm error (?!code|syscall|file|path|dest|errno)(.+)", str(done.stderr))
+            raise RunError(f"npm can't fetch {RUNTIME}: {(reasons or ['no package came'])[0]}")
         content = packages[0].read_bytes()
         if base64.b64encode(hashlib.sha512(content).digest()).decode() != RUNTIME_SHA512:
             raise RunError(f"npm fetched another {RUNTIME} than was tested (SHA-512 differs): nothing was written")

@@ -63,14 +63,6 @@ def test_plain_torch_loads_a_checkpoint_without_trusting_it(tmp_path):
     assert_same(torch.load(tmp_path / "a.pth", weights_only=True), CONTENT)
 
 
-def test_the_previous_file_is_kept_and_the_one_before_is_not(tmp_path):
-    last, previous = tmp_path / "last.pth", tmp_path / "last.prev.pth"
-    for epoch in (1, 2, 3):
-        checkpoint.save(last, CONTENT | {"epoch": epoch}, previous)
-    assert [checkpoint.load(path)["epoch"] for path in (last, previous)] == [3, 2]
-    assert len(os.listdir(tmp_path)) == 2
-
-
 def test_a_disk_that_takes_no_more_is_one_line_and_the_old_checkpoint_stays(tmp_path):
     path = tmp_path / "last.pth"
     checkpoint.save(path, {"epoch": 1, "model": {}})

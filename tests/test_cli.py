@@ -111,12 +111,14 @@ def test_a_switch_of_the_preset_can_be_switched_back():
         ),
         ("--optimizer muon --freeze-backbone --init-from x", "--optimizer muon --init-from x"),
         ("--data-url file:///mirror --dataset digits", "--data-url file:///mirror"),
+        ("--no-cache --dataset digits", "--no-cache --dataset image-folder"),
     ],
 )
 def test_a_flag_that_would_do_nothing_is_refused_but_for_a_run_that_began_with_it(idle, used):
     name = idle.split()[0].removeprefix("--").replace("-", "_")
-    with pytest.raises(UsageError, match=f"^{name} .* has no use without "):
+    with pytest.raises(UsageError, match=f"^{name} (.* )?has no use without "):
         parse(*idle.split())
+    name = name.removeprefix("no_")
     assert getattr(parse(*used.split()).config, name) == getattr(parse(*idle.split(), "--resume").config, name)
 
 
@@ -264,3 +266,21 @@ def test_a_reader_that_leaves_ends_a_script_without_a_traceback():
         assert process.stderr is not None
         assert process.stderr.read() == b""
     assert process.returncode == 1
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_closed_console_is_a_place_for_what_nobody_wants_to_read(tmp_path, closed):
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+        "from training.errors import exit_codes\n"
+        "with exit_codes():\n"
+        "    print('out', sys.stdout.isatty()); print('err', file=sys.stderr)\n"
+        f"    print(open({str(tmp_path / 'file')!r}, 'w').fileno() > 2, file=open({str(tmp_path / 'free')!r}, 'w'))\n"
+    )
+    ended = subprocess.run(
+        f"{sys.executable} {script} {closed}", shell=True, capture_output=True, text=True, check=False
+    )
+    said = ("" if closed[0] == ">" else "out False\n", "" if "2>" in closed else "err\n")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, *said)
+    assert (tmp_path / "free").read_text() == "True\n"

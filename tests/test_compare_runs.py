@@ -64,7 +64,7 @@ def test_several_seeds_are_compared_with_the_first_row(capsys):
 
 def test_an_unfinished_run_is_no_reference(capsys):
     runs = [write_run(Path("a"), [90.0], num_epochs=2)]
-    runs += [write_run(Path(f"{name}/seed-{seed}"), [70.0], seed=seed, depth=3) for name in "b" for seed in (1, 2)]
+    runs += [write_run(Path(f"b/seed-{seed}"), [70.0], seed=seed, depth=3) for seed in (1, 2)]
     runs += [write_run(Path("c"), [71.0], depth=4)]
     main(CompareConfig(tuple(runs), json="table.json"))
     assert [(row["name"], row["from"]) for row in json.loads(Path("table.json").read_text())["over_seeds"]] == [
@@ -89,6 +89,12 @@ def test_a_folder_that_is_named_twice_is_one_run(capsys):
     main(CompareConfig((write_run(Path("a"), [70.0]), "a/", "./a")))
     assert "±" not in (said := capsys.readouterr().out)
     assert said.count("\na ") == len(said.split("\n\n")) - 1
+
+
+def test_a_link_that_leads_to_itself_is_left_out_and_named():
+    Path("loop").symlink_to("loop")
+    with pytest.raises(RunError, match="left out: loop holds no run"):
+        main(CompareConfig((write_run(Path("a"), [70.0]), "loop")))
 
 
 def test_no_run_is_a_usage_error():

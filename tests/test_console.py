@@ -1,10 +1,20 @@
 """What a run says while it goes on."""
 
+import errno
+import io
 import re
 
 import pytest
 
-from training.console import TrainProgress, format_time, print_summary, print_warning
+from training.console import (
+    TrainProgress,
+    format_time,
+    print_best,
+    print_epoch_header,
+    print_summary,
+    print_warning,
+    say,
+)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +86,37 @@ def test_a_bar_that_begins_amid_an_epoch_begins_there(monkeypatch, capsys):
     progress.bar.refresh()
     progress.close()
     assert "9600/12800" in capsys.readouterr().out
+
+
+class Lost(io.StringIO):
+    """A console that takes no byte."""
+
+    def __init__(self, code: int):
+        super().__init__()
+        self.code = code
+
+    def flush(self) -> None:
+        raise OSError(self.code, "takes nothing")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_a_full_disk_or_a_lost_terminal_takes_nothing_and_ends_nothing(code, monkeypatch):
+    """As nohup.out may be on the disk that the run has filled."""
+    monkeypatch.setattr("sys.stdout", Lost(code))
+    print_epoch_header(1, 2)
+    progress = TrainProgress(num_batches=200, num_images=12_800, epochs_left=1)
+    for batch in range(1, 101):
+        progress.update(batch, 64, loss=2.0, acc=25.0, lr=0.0001)
+    progress.close()
+    metrics = dict.fromkeys(["train_loss", "train_acc", "test_loss", "test_acc", "lr", "epoch_time"], 1.0)
+    print_summary(metrics, "test", new_best=True)
+    print_best({"epoch": [1], "test_acc": [1.0]}, "test", "run")
+
+
+def test_a_reader_that_has_left_is_not_passed_over(monkeypatch):
+    monkeypatch.setattr("sys.stdout", Lost(errno.EPIPE))
+    with pytest.raises(BrokenPipeError):
+        say("something")
 
 
 def test_a_warning_is_a_loud_line_on_stderr(capsys):

@@ -82,16 +82,6 @@ def test_predict_returns_logits_and_labels_in_the_images_order():
     assert torch.equal(labels, DIGITS.train_labels[:70])
 
 
-def test_an_epochs_training_figures_are_means_over_its_images():
-    model, loader = tiny_vit(), digits_loader(250, batch_size=100)
-    images, labels = by_hand(loader)
-    with torch.no_grad():
-        probabilities = model(images).double().softmax(dim=1).numpy()
-    figures = run_epoch(model, loader, torch.optim.SGD(model.parameters(), lr=0.0))  # nothing moves
-    assert figures["train_loss"] == pytest.approx(log_loss(labels, probabilities, labels=range(10)), rel=1e-5)
-    assert figures["train_acc"] == pytest.approx(100 * accuracy_score(labels, probabilities.argmax(axis=1)))
-
-
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("mixing", [None, Mixing(10, mixup_alpha=1.0, cutmix_alpha=1.0, probability=0.7)])
 def test_soft_targets_and_label_smoothing_enter_loss_and_accuracy_as_their_formulas_say(mixing, label_smoothing):
@@ -359,12 +349,11 @@ def test_a_tiny_vit_learns_64_digits_by_heart(options, optimizer_name, schedule)
 
 
 def test_the_gradients_norm_is_summed_before_it_is_clipped():
-    model, loader = tiny_vit(), digits_loader(32, batch_size=32)
-    images, labels = by_hand(loader)
-    gradients = torch.autograd.grad(nn.functional.cross_entropy(model(images), labels), [*model.parameters()])
+    model, loader, norms = tiny_vit(), digits_loader(64, batch_size=32), []
+    for images, labels in zip(*(part.split(32) for part in by_hand(loader)), strict=True):
+        gradients = torch.autograd.grad(nn.functional.cross_entropy(model(images), labels), [*model.parameters()])
+        norms.append(torch.cat([part.flatten() for part in gradients]).norm().item())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     scheduler, steps = LambdaLR(optimizer, lambda step: 1.0), Steps()
     train_one_epoch(model, loader, optimizer, scheduler, torch.float32, steps, clip_grad_norm=0.01)
-    assert steps.sums.grad_norm == pytest.approx(
-        torch.cat([part.flatten() for part in gradients]).norm().item(), rel=1e-3
-    )
+    assert steps.sums.grad_norm == pytest.approx(sum(norms), rel=1e-3)

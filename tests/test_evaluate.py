@@ -403,6 +403,8 @@ def test_broken_weights_are_an_error_of_one_line(tmp_path, pictures):
     nn.init.constant_(model.patch_embed.proj.weight, 1e38)
     path = write_checkpoint(tmp_path / "b.pth", model, ["cat", "dog"], 8, one_epoch(), dataset="cifar10")
     with pytest.raises(RunError, match=r"b\.pth gives logits that are not finite"):
+        main(EvaluateConfig(path, "pictures", images=(save_picture(tmp_path / "one.png"),), device="cpu"))
+    with pytest.raises(RunError, match=r"b\.pth gives logits that are not finite"):
         evaluate(path)
     assert not list(Path("out").iterdir())
 

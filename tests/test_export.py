@@ -209,13 +209,14 @@ def test_an_exported_folder_brings_its_evaluation_along(runs):
     shutil.rmtree("run")
     again = export_to("again", folder, "safetensors", "--dtype=fp16")
     wide = export_to("wide", again, "safetensors")  # in fp32, but of weights that were rounded
-    for path in (folder, again, wide):
+    wider = export_to("wider", wide, "safetensors")
+    for path in (folder, again, wide, wider):
         assert json.loads((path / "evaluation.json").read_text()) == measured
         assert (
             f"Accuracy on 360 test images of scikit-learn's handwritten digits: {measured['accuracy']:.2f} %"
             in (path / "README.md").read_text()
         )
-    for path in (again, wide):
+    for path in (again, wide, wider):
         assert "these are rounded to fp16" in (path / "README.md").read_text()
     assert "rounded" not in (folder / "README.md").read_text()
 
@@ -379,7 +380,6 @@ def is_refused(folder: Path, message: str) -> None:
         ("config", [], "is damaged: config.data_dir must be a text"),
         ("config.dataset", "imagenet", "is damaged: config.dataset must be the name of a dataset"),
         ("config.img_size", "16", "is damaged: config.img_size must be a whole number"),
-        ("config.mixup_alpha", None, "is damaged: config.mixup_alpha must be a number"),
         ("config.init_from", 3, "is damaged: config.init_from must be a text"),
         ("precision", "load", "is damaged: precision must be float32 or bfloat16"),
         ("epoch", ..., "is damaged: epoch must be a whole number"),

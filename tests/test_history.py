@@ -82,7 +82,8 @@ def test_read_returns_none_for_a_missing_file_or_a_folder(tmp_path):
     "change",
     [
         {"train_loss": [0.5]}, {"train_loss": 0.5}, {"train_loss": "12"}, {"train_loss": [1.0, None]},
-        {"train_loss": [1.0, True]}, history.new_history("test"),
+        {"train_loss": [1.0, True]}, {"train_loss": [1.0, "1"]}, {"train_loss": [1.0, math.nan]},
+        history.new_history("test"),
     ],
 )  # fmt: skip
 def test_a_history_with_one_damaged_list_is_none(tmp_path, change):

@@ -124,6 +124,19 @@ def test_seeds_are_a_mean_and_a_band_by_epoch_images_and_time(tmp_path, monkeypa
     plt.close(drawn[0])
 
 
+def test_a_mean_time_that_the_table_lacks_is_not_drawn_and_every_curve_has_its_name(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(comparison_plots, "save_figure", lambda figure, path: drawn.append(figure))
+    several = Curves("_several machines", [history_of(2), history_of(2)], timed=False)
+    for curves, num_timed in (([several, Curves("one", [history_of(2)])], 1), ([several], 0)):
+        plot_comparison(curves, tmp_path / "x.png")
+        times = [axes for axes in drawn[-1].axes if "time" in axes.get_title()]
+        assert [len(axes.lines) for axes in times] == [num_timed] * bool(num_timed)
+        labels = {text.get_text() for text in drawn[-1].legends[0].get_texts()}
+        assert labels >= {"_several machines (test, 2 seeds)"}
+        plt.close(drawn[-1])
+
+
 def test_a_loss_far_above_the_others_is_cut_off_and_said(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(comparison_plots, "save_figure", lambda figure, path: drawn.append(figure))

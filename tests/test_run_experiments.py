@@ -168,7 +168,7 @@ def test_a_val_size_that_does_not_fit_is_refused(suite, val_size):
         main(replace(suite, val_size=val_size))
 
 
-def test_a_run_of_other_images_is_not_taken_for_finished(suite):
+def test_other_images_are_told_by_their_classes_numbers_and_mean(suite):
     images, labels = torch.full((100, 3, 16, 16), 51, dtype=torch.uint8), torch.zeros(100, dtype=torch.int64)
     dataset = Dataset([str(digit) for digit in range(10)], images, labels, images, labels)
     [job, *_] = plan(suite, 128)
@@ -307,7 +307,7 @@ def test_a_suite_runs_skips_what_is_finished_and_goes_on_with_the_rest(suite, fo
 
     about = json.loads((folders[0] / "config.json").read_text())
     (folders[0] / "config.json").write_text(json.dumps({"config": about["config"]}))
-    with pytest.raises(RunError, match="not all of them are in the table"):
+    with pytest.raises(RunError, match="not all finished runs are in the table"):
         main(suite)
 
     with pytest.raises(UsageError, match=r"plain.seed-1 holds another run \(num_epochs is 2 there and 3 here\)"):
@@ -343,6 +343,12 @@ def test_a_failed_run_is_reported_and_the_others_go_on(suite, forked, capsys):
     assert f"done {suite.folder / 'longer' / 'seed-1'}" in out
 
 
+def test_a_suites_folder_that_cannot_be_written_to_is_refused_before_any_run(suite):
+    Path(suite.output_dir).write_text("in the way")
+    with pytest.raises(RunError, match="can't write to the folder"):
+        main(suite)
+
+
 @pytest.mark.parametrize("in_the_way", ["plain", "plain/seed-1.log/folder"])
 def test_a_run_that_cannot_be_started_is_a_failed_one_and_no_work_that_is_left(
     suite, forked, capsys, monkeypatch, in_the_way
@@ -372,7 +378,6 @@ def test_a_run_that_cannot_be_started_is_a_failed_one_and_no_work_that_is_left(
     [
         ("recipe", {"epochs": 1}, "baseline and half-the-epochs"),
         ("data-efficiency", {"max_train_images": 10, "epochs": 10}, "vit-5%-equal-epochs and vit-10%-equal-epochs"),
-        ("data-efficiency", {"max_train_images": 3, "epochs": 2}, "vit-5%-equal-epochs and vit-10%-equal-epochs"),
     ],
 )
 def test_experiments_that_come_to_the_same_settings_are_refused(suite, flags, names):
@@ -445,10 +450,9 @@ from config_experiments import SUITES, Experiment
 SUITES["recipe"] = {{"plain": Experiment({tiny!r} + " --dropout 0.1")}}
 from training.errors import exit_codes
 from run_experiments import SuiteConfig, main
-one_thread = {{"parallel": 1000}}
 with exit_codes("The same command goes on"):
     flags = dict(epochs={epochs}, max_train_images=256, dataset="digits", val_size=20, output_dir=sys.argv[1])
-    main(SuiteConfig("recipe", **flags, **one_thread))
+    main(SuiteConfig("recipe", **flags, parallel=1000))  # one thread
 """
 
 

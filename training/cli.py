@@ -26,7 +26,7 @@ class Command(Generic[T]):
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     """start a new run in a folder that holds one, which is moved aside"""
     extend: tyro.conf.FlagCreatePairsOff[bool] = False
-    """with --resume and a larger --num-epochs: train on, with the rest of the longer schedule"""
+    """with --resume and a larger --num-epochs: train on, with the rest of the longer schedule and full images"""
 
 
 def parse_training_command(config_class: Any, description: str, args: Sequence[str] | None = None) -> Command[Any]:
@@ -68,13 +68,15 @@ def refuse_idle(config: Any, default: Any) -> None:
             "relative positions that are trained",
         ),
         "data_url": (config.dataset not in ("digits", "image-folder"), "a dataset that is downloaded"),
+        "cache": (config.dataset == "image-folder", "--dataset image-folder"),
         "layer_decay": (trained, "a backbone that is trained"),
         "optimizer": (trained or config.optimizer != "muon", "a backbone that is trained"),
     }
     for name, (is_used, other) in uses.items():
         value = getattr(config, name, None)
         if not is_used and value != getattr(default, name, None):
-            raise UsageError(f"{name} {value} has no use without {other}")
+            setting = f"no_{name}" if value is False else f"{name} {value}"
+            raise UsageError(f"{setting} has no use without {other}")
 
 
 def with_values(args: Sequence[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """What a run prints: a bar or lines for the batches, the epoch's summary, warnings."""
 
+import errno
 import sys
 import time
 
@@ -18,13 +19,23 @@ def format_time(seconds: float) -> str:
     return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
 
 
+def say(text: str) -> None:
+    """Print, above a progress bar too. A full disk or a terminal that is gone takes nothing, and ends nothing."""
+    try:
+        tqdm.write(text, sys.stdout)
+        sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO):
+            raise
+
+
 def print_warning(text: str) -> None:
     """Print a warning on stderr, on a line of its own where a progress bar is drawn."""
     tqdm.write(f"WARNING: {text}", sys.stderr)
 
 
 def print_epoch_header(epoch: int, num_epochs: int) -> None:
-    print(f"\nEpoch [{epoch}/{num_epochs}]\n{'-' * 70}", flush=True)
+    say(f"\nEpoch [{epoch}/{num_epochs}]\n{'-' * 70}")
 
 
 def print_summary(metrics: dict[str, float], split: str, new_best: bool, saved: bool = True) -> None:
@@ -41,14 +52,14 @@ def print_summary(metrics: dict[str, float], split: str, new_best: bool, saved: 
     ]
     if new_best:
         lines.append(f"    ✓ New best accuracy! {'Saved checkpoint.' if saved else 'NOT saved: see the warning.'}")
-    print("\n".join(lines), flush=True)
+    say("\n".join(lines))
 
 
 def print_best(records: dict[str, list[float]], split: str, folder: str) -> None:
     """The end of a run."""
     best = max(records[f"{split}_acc"])
     epoch = records["epoch"][records[f"{split}_acc"].index(best)]
-    print(f"\nBest {split} accuracy: {best:.2f}% in epoch {epoch}. The run is in {folder}")
+    say(f"\nBest {split} accuracy: {best:.2f}% in epoch {epoch}. The run is in {folder}")
 
 
 class TrainProgress:
@@ -76,9 +87,7 @@ class TrainProgress:
         self.bar.set_postfix_str(f"loss {loss:.4f}, acc {acc:.2f}%", refresh=False)
         self.bar.update(num_images)
         if self.bar.disable and batch % LINE_EVERY == 0:
-            print(
-                f"  Batch [{batch}/{self.num_batches}] | Loss: {loss:.4f} | Acc: {acc:.2f}% | LR: {lr:.6f}", flush=True
-            )
+            say(f"  Batch [{batch}/{self.num_batches}] | Loss: {loss:.4f} | Acc: {acc:.2f}% | LR: {lr:.6f}")
         if self.epochs_left:
             self._estimate(batch - self.batches_done, num_images)
 
@@ -93,8 +102,7 @@ class TrainProgress:
             left = format_time((self.images_left - self.images_done) / rate)
             epochs = "1 epoch" if self.epochs_left == 1 else f"{self.epochs_left} epochs"
             speed = f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
-            tqdm.write(f"  {speed} images/s: about {left} for the training steps of {epochs}", sys.stdout)
-            sys.stdout.flush()
+            say(f"  {speed} images/s: about {left} for the training steps of {epochs}")
             self.epochs_left = 0
 
     def close(self) -> None:

@@ -55,6 +55,8 @@ def exit_codes(advice: str = "") -> Iterator[None]:
     def on_sigterm(signum, frame):
         raise Terminated
 
+    # closed ones, as by `>&-`, are None, and a file that is opened later would get their number
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that has no ✓ shows ?

@@ -45,7 +45,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty where the file is missing or damaged."""
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -127,7 +127,7 @@ class Job:
             if found := re.search(r"(\S+) images/s: about", self.log.read_text(errors="replace")):
                 return float(found[1])
             records = history.read(self.folder / "training_history.json")
-            if records and records["epoch"]:  # the first epoch was too short to be timed so
+            if records:  # the first epoch was too short to be timed so
                 return records["images_per_second"][0]
             if ended:
                 raise RunError(f"{self.name} could not be measured: {self.last_line()}")

@@ -15,7 +15,7 @@ class Muon(torch.optim.Optimizer):
     Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/) makes the momentum of each matrix orthogonal
     before the step. The numbers are those of torch.optim.Muon(lr, weight_decay, momentum=0.95), up to rounding. Two
     things differ: matrices of the same shape go through the products together and in the weights' own precision (torch
-    takes bf16, which is 40 times as slow on a CPU without bf16 instructions), and the queries', keys' and values' parts
+    takes bf16; on a CPU without its instructions that was 29 times as slow), and the queries', keys' and values' parts
     of `fused_qkv` are orthogonalized apart. Convolutions count as matrices (out, in * height * width).
     """
 

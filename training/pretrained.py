@@ -208,7 +208,7 @@ def freeze_backbone(model: nn.Module) -> None:
 
 
 def decay_by_layer(optimizer: torch.optim.Optimizer, model: nn.Module, layer_decay: float) -> None:
-    """Multiply the learning rates of a ViT's layer by layer_decay^k, where the layer is k below the head.
+    """Multiply the learning rates of a ViT's layers by layer_decay^k, for a layer that is k below the head.
 
     This is BEiT's (arXiv 2106.08254), in timm's numbers: of L blocks the last and the norm after it have k = 1, the
     first block has k = L, patches, positions and class token have k = L + 1. Call it before the scheduler is made.

@@ -100,7 +100,7 @@ def refuse_other_settings(saved: dict[str, Any], config: Any, extend: bool) -> N
         raise UsageError(f"--extend needs more than the {before['num_epochs']} epochs of the run: give --num-epochs")
     free = [*FREE_ON_RESUME, *["num_epochs", "small_images_share"] * extend]
     changed = [name for name in now if name not in free and before[name] != now[name]]
-    if saved.get("extended_from") and "num_epochs" in changed:  # its small images are another share of the new length
+    if saved["extended_from"] and "num_epochs" in changed:  # its small images are another share of the new length
         changed = [name for name in changed if name != "small_images_share"]
     command = shlex.join(without_start(saved["machine"]["command"]))
     advice = f"Give those of before (its command: {command}), or start a new run in another --output-dir"

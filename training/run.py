@@ -134,17 +134,17 @@ class Run:
         saved, self.loader, self.metadata, self.machine = self.saved, loader, metadata, machine
         self.device, self.split = loader.images.device, metadata["split"]
         self.state = checkpoint.TrainingState(model, optimizer, self.device, history.new_history(self.split))
+        extends = bool(saved and self._extends(saved))
         if saved:
-            self.extend = self._extends(saved)
             refuse_other_run(saved, metadata, create_model)
             left = saved["epoch"] < self.config.num_epochs
             moved = bool(self.folder) and warn_of_other_machine(saved["machine"], machine) and left
             metadata["machines_before"] = saved.get("machines_before", []) + [saved["machine"]] * moved
-            metadata["extended_from"] = saved["extended_from"] + [saved["config"]["num_epochs"]] * self.extend
+            metadata["extended_from"] = saved["extended_from"] + [saved["config"]["num_epochs"]] * extends
             self.state.load_state_dict(saved)
         start = self._resumable()
         if self.folder:
-            self._begin_in_folder(self.folder, model, start, new=not saved or self.extend)
+            self._begin_in_folder(self.folder, model, start, new=not saved or extends)
             save_contact_sheet(loader, self.folder.path / "augmented_images.png")
             if self.config.tensorboard:
                 self.board = self.held.enter_context(tensorboard(self.folder.path, self.state.epoch))
@@ -252,7 +252,7 @@ class Run:
         if not self.complete:
             raise RunError(f"not all of the run could be saved in {self.config.output_dir}: make room, then --resume")
         if self.folder and self.saved and self.saved["epoch"] == self.config.num_epochs:
-            print(f"\nThis run has all its {self.config.num_epochs} epochs already.")
+            console.say(f"\nThis run has all its {self.config.num_epochs} epochs already.")
             self.draw_curves()
         self.over = True
         console.print_best(self.state.history, self.split, self.config.output_dir)

@@ -5,6 +5,7 @@ The names in a file may be timm's, which our model has, torchvision's (VisionTra
 """
 
 import json
+import os
 import re
 import warnings
 from pathlib import Path
@@ -42,12 +43,12 @@ UNUSED = re.compile(r"(pooler\..*|embeddings\.mask_token)$")  # transformers': n
 def find_file(source: str) -> Path:
     """The file of weights that `source` is or holds; RunError where there is none."""
     path = Path(source)
-    if path.is_dir():
-        files = [path / name for name in FILES if (path / name).exists()]
+    if os.path.isdir(path):  # not of Path, which raises where nobody may look
+        files = [path / name for name in FILES if os.path.exists(path / name)]
         if not files:
             raise RunError(f"--init-from: the folder {path} holds none of {', '.join(FILES)}")
         return files[0]
-    if not path.exists():
+    if not os.path.exists(path):
         raise RunError(f"--init-from: there is no file or folder {path}")
     return path
 
@@ -97,7 +98,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """What the config.json beside weights says of their model; nothing where there is none."""
     try:
         return known(json.loads(path.read_text()), path) if path.exists() else {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"--init-from: can't read {path}: {first_line(error)}") from None
 
 

@@ -1,11 +1,13 @@
 """Pictures of any mode and size become RGB of one size; an error names the picture that can't be read."""
 
 import contextlib
+import errno
 import io
 import os
 import struct
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,7 +120,8 @@ def link_to_nowhere(root: Path) -> Path:
 
 def loop(root: Path) -> Path:
     path = root / "train" / "red" / "all"
-    path.symlink_to(path.parent, target_is_directory=True)
+    for link in (path, path.with_name("all, too")):  # with two of them the ways double at each step
+        link.symlink_to(path.parent, target_is_directory=True)
     return path
 
 
@@ -258,6 +261,20 @@ def test_a_picture_of_each_extension_is_read(image_folder, extension):
     np.testing.assert_allclose(image.float().mean(dim=(1, 2)), (200, 99, 50), atol=6)
 
 
+def test_a_folder_that_cannot_be_read_is_named_and_not_left_out(image_folder, monkeypatch):
+    closed, scandir = image_folder / "train" / "red" / "closed", os.scandir
+    closed.mkdir()
+
+    def refuse(path: Any = ".") -> Any:
+        if os.fspath(path) == str(closed):
+            raise PermissionError(errno.EACCES, "Permission denied", str(closed))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(RunError, match=f"can't read the folder {closed}: Permission denied"):
+        read_image_folder(image_folder, 8, cache=False)
+
+
 @pytest.mark.parametrize("extension", [".pdf", ".h5", ".eps", ".mpg", ".mpeg", ".wmf", ".psd", ".fits", ".txt", ""])
 def test_a_file_that_is_no_picture_by_its_name_is_ignored(image_folder, extension):
     (image_folder / "train" / "red" / f"notes{extension}").write_text("no picture")
@@ -265,11 +282,10 @@ def test_a_file_that_is_no_picture_by_its_name_is_ignored(image_folder, extensio
 
 
 def test_what_is_left_out_is_said_once(image_folder, capsys):
-    for name in ("1.HEIC", "2.heic", "deeper/3.heic", "notes.txt", "README", ".hidden", ".hidden/4.heic"):
+    for name in ("1.HEIC", "2.heic", "deeper/3.heic", "notes.txt", "README", ".DS_Store", ".hidden/4.heic"):
         path = image_folder / "train" / "red" / name
         path.parent.mkdir(exist_ok=True)
-        if not path.exists() and name != ".hidden":
-            path.write_text("no picture")
+        path.write_text("no picture")
     read_image_folder(image_folder, 8, cache=True)
     said = capsys.readouterr().out
     assert all(part in said for part in ("left out: 3 .heic, 1 ", "1 .txt", "1 without an extension"))

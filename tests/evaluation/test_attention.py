@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from evaluation import attention
 from evaluation.attention_plots import overlay
-from resnet import ResNet18
 from vit import VisionTransformer
 
 
@@ -194,8 +193,3 @@ def test_relative_positions_are_laid_out_as_the_picture_around_the_patch_that_at
         assert torch.equal(biases[layer, :, 2, 2], bias[:, 1, 1, 1, 1])
         assert torch.equal(biases[layer, :, 2, 4], bias[:, 1, 0, 1, 2])  # two columns to the right
         assert torch.equal(biases[layer, :, 0, 3], bias[:, 2, 1, 0, 2])  # two rows above, one column to the right
-
-
-def test_a_resnet_has_no_attention(model):
-    assert attention.has_attention(model)
-    assert not attention.has_attention(ResNet18())

@@ -35,11 +35,10 @@ def test_each_strength_changes_more_than_the_one_before_and_repeats(images, name
 
 
 @pytest.mark.parametrize("strength", CORRUPTIONS["noise"][1])
-def test_noise_has_the_standard_deviation_it_says_and_each_image_its_own(images, strength):
+def test_noise_has_the_standard_deviation_it_says(images, strength):
     noise = corrupt(images, "noise", strength).float() - images.float()
     assert noise.std().item() / 255 == pytest.approx(strength, rel=0.05)
     assert abs(noise.mean().item()) < 1
-    assert not torch.equal(noise[0], noise[1])
 
 
 def test_noise_is_another_for_each_image_of_all_chunks(images, monkeypatch):

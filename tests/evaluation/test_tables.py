@@ -64,7 +64,7 @@ def runs(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     for name, depth, accuracies in (
         ("a-baseline", 1, [70.0, 72.0, 71.0]), ("b-seeds", 2, [73.0, 74.0, 75.5]), ("c-noisy", 3, [60.0, 72.0, 84.0]),
-        ("d-little", 4, [71.5]), ("e-worse", 5, [60.0]), ("f-same", 6, [50.0, 50.0]),
+        ("d-little", 4, [71.5]), ("e-worse", 5, [60.0]),
     ):  # fmt: skip
         for seed, accuracy in enumerate(accuracies, 1):
             write_run(tmp_path / name / f"seed-{seed}", [80.0, accuracy], seed=seed, depth=depth)
@@ -104,11 +104,14 @@ def test_differences_from_the_row_before(runs):
     assert "Welch" not in text
 
 
-def test_seeds_without_any_variance_decide_nothing(runs):
-    write_run(runs / "h-same" / "seed-1", [60.0], seed=1, depth=8)
-    write_run(runs / "h-same" / "seed-2", [60.0], seed=2, depth=8)
-    text = tables.differences("h-same/* from f-same/*", "last (%) of 1,000 images")
-    assert rows_of(text)["h-same"][-3:] == ["+10.00", "not known", "not decided"]
+def test_two_intervals_are_said_to_be_two(runs):
+    assert "Each of the 2 intervals" in tables.differences("[abd]*/* from a-baseline/*", "last (%) of 1,000 images")
+    assert "intervals" not in tables.differences("[ab]*/* from a-baseline/*", "last (%) of 1,000 images")
+
+
+def test_a_page_that_is_not_there_is_named():
+    with pytest.raises(UsageError, match=r"READM\.md"):
+        tables.main(["READM.md"])
 
 
 @pytest.mark.parametrize(

@@ -3,22 +3,22 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.datasets.folder import make_dataset
 from tqdm import tqdm
 
-from training.errors import RunError, first_line
+from training.errors import RunError, first_line, is_out_of_memory
 from training.files import read_sealed, write_sealed
 
-CACHE_VERSION = 2  # raise it when a picture is decoded to other pixels than before
+CACHE_VERSION = 2  # raise it when read_image makes other pixels of a picture than before
 EXTENSIONS = (  # Pillow also reads .pdf, .h5, .mpg and others that nobody means as pictures
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".jp2", ".j2k",
     ".ppm", ".pgm", ".pbm", ".pnm", ".tga",
@@ -76,22 +76,28 @@ def find_samples(root: Path) -> tuple[dict[str, list[tuple[str, int]]], list[str
         left_out[extension] += extension not in EXTENSIONS
         return extension in EXTENSIONS
 
+    check_folders(root)
     labels, samples = {name: label for label, name in enumerate(class_names)}, {}
     for split in ("train", "test"):
         try:
             samples[split] = make_dataset(root / split, labels, is_valid_file=is_picture)  # in torchvision's order
         except FileNotFoundError as error:  # a class without pictures
             raise RunError(f"{root / split}: {first_line(error)} Pictures are *{', *'.join(EXTENSIONS)}") from None
-    refuse_linked_twice(path for pairs in samples.values() for path, _ in pairs)
     return samples, class_names, +left_out
 
 
-def refuse_linked_twice(paths: Iterable[str]) -> None:
-    """RunError where links lead to a folder of the paths twice, or for ever, or to the other split's pictures."""
+def check_folders(root: Path) -> None:
+    """RunError for a folder that can't be read, and where links lead to one twice, or for ever."""
+
+    def fail(error: OSError) -> None:  # else os.walk, make_dataset's too, leaves the folder out in silence
+        raise RunError(f"can't read the folder {error.filename}: {error.strerror}")
+
     known: dict[str, str] = {}
-    for folder in sorted({os.path.dirname(path) for path in paths}, key=lambda folder: (len(folder), folder)):
-        if (first := known.setdefault(os.path.realpath(folder), folder)) != folder:
-            raise RunError(f"{folder} and {first} are the same folder: remove the link")
+    for split in ("train", "test"):
+        for folder, subfolders, _ in os.walk(root / split, onerror=fail, followlinks=True):
+            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+            if (first := known.setdefault(os.path.realpath(folder), folder)) != folder:
+                raise RunError(f"{folder} and {first} are the same folder: remove the link")
 
 
 def find_classes(folder: Path) -> list[str]:
@@ -115,8 +121,8 @@ def find_classes(folder: Path) -> list[str]:
 
 
 def fingerprint(root: Path, samples: dict[str, list[tuple[str, int]]]) -> str:
-    """A digest of the pictures' paths, labels, sizes and modification times."""
-    digest = hashlib.sha256(f"version {CACHE_VERSION}".encode())
+    """A digest of the pictures' paths, labels, sizes and modification times, and of what decodes them."""
+    digest = hashlib.sha256(f"version {CACHE_VERSION}, Pillow {PIL.__version__}".encode())
     for path, label in [pair for pairs in samples.values() for pair in pairs]:
         try:
             status, name = os.stat(path), path.removeprefix(f"{root}{os.sep}")
@@ -151,6 +157,8 @@ def read_image(path: str | Path, img_size: int) -> Tensor:
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             image = image.convert("RGB")
     except Exception as error:  # a damaged file can raise anything in Pillow
+        if is_out_of_memory(error):
+            raise
         raise RunError(f"can't read the image {path}: {first_line(error)}") from None
     image = image.resize((img_size, img_size), Image.Resampling.BILINEAR)  # with antialiasing
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

@@ -35,7 +35,7 @@ def read_svhn(root: Path, data_url: str) -> dict[str, Any]:
     """SVHN (Netzer et al., 2011): 73,257 and 26,032 house-number digits of 32x32, which are never mirrored."""
 
     def read() -> dict[str, Any]:
-        train, test = (datasets.SVHN(str(root), split=split) for split in ("train", "test"))
+        train, test = (datasets.SVHN(root, split=split) for split in ("train", "test"))
         images = [torch.from_numpy(np.ascontiguousarray(part.data)) for part in (train, test)]
         return {
             "class_names": [str(digit) for digit in range(10)],
@@ -82,7 +82,7 @@ def provide(
             for file, md5 in files.items():
                 provide_file(folder / file, url, md5)
                 if file.endswith(ARCHIVES):
-                    extract_archive(str(folder / file), str(folder))  # refuses members outside the folder
+                    extract_archive(str(folder / file), str(folder))  # from Python 3.11.4 on none outside it
             return read()
     except RunError as error:
         raise RunError(
