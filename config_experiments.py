@@ -17,8 +17,7 @@ class Experiment:
 
 VIT, RESNET = "train_vit_cifar10.py", "train_resnet_cifar10.py"
 
-# The baseline turned into cpu-1h step by step, but for the augmentation that its length needs and the rate of Muon that
-# goes with it, and the late decay and the learning rate of the relative positions: all newer than the ladder's runs.
+# The baseline turned into cpu-1h step by step, but for its length.
 # Each rung has the arithmetic of the first: 6 blocks see twice as many images as 12 do, an image of 16x16 costs a
 # quarter of one of 32x32, and width 128 costs less than half of width 192.
 NO_POLICY = f"{VIT} --no-auto-augment --dropout 0 --label-smoothing 0.1"
@@ -28,6 +27,10 @@ RELATIVE = f"{POOLED} --pos-embed relative --qk-norm"
 MUON = f"{RELATIVE} --optimizer muon --learning-rate 0.002 --zero-init --schedule linear"
 SMALL_FIRST = f"{MUON} --small-images-share 0.8"
 NARROW = f"{SMALL_FIRST} --embed-dim 128 --num-heads 4"
+BATCH_256 = f"{NARROW} --batch-size 256"
+LATE_DECAY = f"{BATCH_256} --schedule wsd"
+FAST_POSITIONS = f"{LATE_DECAY} --rel-pos-lr-scale 30"
+AUGMENTED = f"{FAST_POSITIONS} --auto-augment --cutmix-alpha 1 --mix-probability 0.5"
 
 SUITES: dict[str, dict[str, Experiment]] = {
     # what the classic recipe suggests to try, and claims
@@ -52,7 +55,11 @@ SUITES: dict[str, dict[str, Experiment]] = {
         "6-muon": Experiment(MUON, epochs=2),
         "7-small-images-first": Experiment(SMALL_FIRST, epochs=4.8),
         "8-width-128": Experiment(NARROW, epochs=10.4),
-        "9-batch-256": Experiment(f"{NARROW} --batch-size 256", epochs=10.4),
+        "9-batch-256": Experiment(BATCH_256, epochs=10.4),
+        "10-late-decay": Experiment(LATE_DECAY, epochs=10.4),
+        "11-fast-positions": Experiment(FAST_POSITIONS, epochs=10.4),
+        "12-auto-augment-and-cutmix": Experiment(AUGMENTED, epochs=10.4),
+        "13-muon-0.005": Experiment(f"{AUGMENTED} --muon-learning-rate 0.005", epochs=10.4),
     },
     # a training on a tenth of the images sees each of them as often (epochs), or ten times as often (steps)
     "data-efficiency": {
