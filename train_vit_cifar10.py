@@ -89,7 +89,7 @@ def train(
     scheduler = create_scheduler(optimizer, warmup_steps, total_steps, run.steps_done, config.schedule)
     print_ready(config, metadata, why_dtype, why_compiled, train_loader, eval_loader)
     if run.saved:
-        print(f"Resumed   after {run.state.epoch} epochs and {run.sums.step} steps of the next", flush=True)
+        console.say(f"Resumed   after {run.state.epoch} epochs and {run.sums.step} steps of the next")
 
     for _ in run.epochs():  # which sets train_loader's epoch
         train_one_epoch(
@@ -130,15 +130,14 @@ def print_ready(
         hardware = f"{distributed.world_size()} processes of {hardware}"
     small = f", {config.small_epochs} with images of half the size" if config.small_epochs else ""
     schedule = f"{config.num_epochs} epochs ({config.warmup:g} of them to warm up{small}) of {len(train_loader)} steps"
-    print(
+    console.say(
         f"Model     {metadata['model_name']}: {metadata['num_parameters']:,} parameters, "
         f"{metadata['flops'] / 1e9:.3g} GFLOP an image (forward and backward)\n"
         f"Device    {hardware}, {metadata['precision']} ({why_precision})\n"
         f"Compile   {why_compiled}\n"
         f"Data      {config.dataset}: {images}, {img_size}x{img_size}, {num_classes} classes\n"
         f"Training  {schedule}, {config.batch_size} images a step, {config.optimizer}, seed {config.seed}\n"
-        f"Output    {config.output_dir}",
-        flush=True,
+        f"Output    {config.output_dir}"
     )
 
 
@@ -149,7 +148,7 @@ def test_best_model(
     ranks = distributed.rank(), distributed.world_size()
     images, labels, device = dataset.test_images, dataset.test_labels, train_loader.images.device
     test_loader = create_eval_loader(images, labels, "test", train_loader.stats, device, *ranks)
-    best = distributed.broadcast(checkpoint.load(run.folder.path / "best_model.pth") if run.folder else None) or {}
+    best: Any = distributed.broadcast(checkpoint.load(run.folder.path / "best_model.pth") if run.folder else None)
     model.load_state_dict(best["model"])
     test = evaluate(model, test_loader, dtype)
     if run.folder:

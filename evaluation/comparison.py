@@ -89,7 +89,7 @@ def name_row(names: list[str], all_names: list[str]) -> str:
     stem = os.path.commonprefix(names)  # noqa: RUF071 of letters, not of folders, is meant
     if any(name[len(stem) :][:1].isdigit() for name in names):  # 1 and 12 have a digit in common
         stem = stem.rstrip("0123456789")
-    if stem[-1:].isalpha() and any(name[len(stem) :][:1].isalpha() for name in names):  # march and may have "ma"
+    if stem not in names and any(name[len(stem) :][:1].islower() for name in names):  # march and may have "ma"
         stem = re.sub(r"[^/ _.=-]+$", "", stem)
     stem = re.sub(rf"(?:{SEED}|[/ _.=-]+)$", "", stem, flags=re.IGNORECASE)
     others = [name for name in others if name == stem or without_seed(name) != stem]

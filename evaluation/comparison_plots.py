@@ -61,9 +61,11 @@ def plot_comparison(curves: Sequence[Curves], path: Path, lines: Sequence[DataLi
         time = np.mean([next(remaining) for _ in one.histories], axis=0)
         if i < MAX_COLOURED:
             seeds = f", {len(one.histories)} seeds" if len(one.histories) > 1 else ""
+            name = short(one.name, 140 // ncols - 20)
+            name = f" {name}" if name.startswith("_") else name  # else matplotlib leaves it out of the legend
             style = {
                 "color": COLOURS[i], "linestyle": STYLES[i % 4], "marker": marker_for(epochs.tolist()),
-                "label": f"{short(one.name, 140 // ncols - 20)} ({split}{seeds})", "zorder": 2,
+                "label": f"{name} ({split}{seeds})", "zorder": 2,
             }  # fmt: skip
         else:
             style = {"color": "0.8", "linewidth": 0.8, "zorder": 1}
@@ -82,7 +84,7 @@ def plot_comparison(curves: Sequence[Curves], path: Path, lines: Sequence[DataLi
     images_axes.set(title="Accuracy against images", xlabel="training images seen", ylabel="accuracy (%)")
     images_axes.xaxis.set_major_formatter(EngFormatter(sep=" "))  # 5 M
     untimed = sum(not one.timed for one in curves)
-    without = f" (without {untimed}: several machines)" if untimed else ""
+    without = f" (without {untimed} that have no mean time)" if untimed else ""
     time_axes.set(title=f"Accuracy against time{without}", xlabel=f"{unit} of training", ylabel="accuracy (%)")
     whole_epochs(loss_axes, acc_axes)
     if lines:
@@ -92,9 +94,9 @@ def plot_comparison(curves: Sequence[Curves], path: Path, lines: Sequence[DataLi
     if not any(one.timed for one in curves):
         time_axes.remove()
     title = f"grey: {num_grey} more, with lower accuracies" if num_grey else None
-    handles = acc_axes.lines[:MAX_COLOURED]  # get_legend_handles_labels leaves out names such as "_old"
-    labels = [str(line.get_label()) for line in handles]
-    figure.legend(handles, labels, title=title, loc="outside lower center", ncols=ncols, frameon=False)
+    figure.legend(
+        *acc_axes.get_legend_handles_labels(), title=title, loc="outside lower center", ncols=ncols, frameon=False
+    )
     save_figure(figure, path)
     return num_grey
 

@@ -268,7 +268,23 @@ def test_a_reader_that_leaves_ends_a_script_without_a_traceback():
     assert process.returncode == 1
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize(("full", "code"), [(">/dev/full", 0), ("2>/dev/full", 0), (">/dev/full 2>&1 wrong", 2)])
+def test_output_to_a_full_disk_changes_no_exit_code(tmp_path, full, code):
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+        "from training.console import print_warning, say\n"
+        "from training.errors import UsageError, exit_codes\n"
+        "with exit_codes():\n"
+        "    say('out'); print_warning('err'); print('out')\n"
+        "    if sys.argv[1:]: raise UsageError('wrong')\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = f"{sys.executable} {script} {full}"
+    assert subprocess.run(command, shell=True, env=environment, check=False).returncode == code
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
 def test_a_closed_console_is_a_place_for_what_nobody_wants_to_read(tmp_path, closed):
     script = tmp_path / "script.py"
     script.write_text(
@@ -281,6 +297,6 @@ def test_a_closed_console_is_a_place_for_what_nobody_wants_to_read(tmp_path, clo
     ended = subprocess.run(
         f"{sys.executable} {script} {closed}", shell=True, capture_output=True, text=True, check=False
     )
-    said = ("" if closed[0] == ">" else "out False\n", "" if "2>" in closed else "err\n")
+    said = ("" if ">&-" in closed.split() else "out False\n", "" if "2>" in closed else "err\n")
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, *said)
     assert (tmp_path / "free").read_text() == "True\n"

@@ -99,7 +99,7 @@ class Lost(io.StringIO):
         raise OSError(self.code, "takes nothing")
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
 def test_a_full_disk_or_a_lost_terminal_takes_nothing_and_ends_nothing(code, monkeypatch):
     """As nohup.out may be on the disk that the run has filled."""
     monkeypatch.setattr("sys.stdout", Lost(code))

@@ -21,6 +21,7 @@ import train_vit_cifar10
 from config_vit_cifar10 import ViTConfig
 from evaluation import export
 from evaluation.model_card import DATASETS, model_card
+from evaluation.report import describe
 from evaluation.trained import TrainedModel
 from export_vit import ExportConfig, main
 from resnet import ResNet18
@@ -268,6 +269,17 @@ def test_the_card_says_where_and_how_the_run_went_on(runs, changes, machine, sai
     model = trained(runs["baseline"])
     saved = {**model.saved, **changes, "machine": {"device": "cpu", "cpu": "AMD EPYC", **machine}}
     assert said in model_card(replace(model, saved=saved), "fp32")
+
+
+def test_an_export_of_an_export_knows_that_the_run_went_on_elsewhere(runs):
+    shutil.copytree(runs["avg"], "run")
+    about = json.loads(Path("run/config.json").read_text())
+    Path("run/config.json").write_text(json.dumps(about | {"machines_before": [{}]}))
+    again = export_to("again", export_to("exported", Path("run"), "safetensors"), "safetensors")
+    card = (again / "README.md").read_text()
+    assert "resumed under other conditions" in card
+    assert about["cpu"] not in card
+    assert list(describe(trained(again))["machine"]) == ["machine"]
 
 
 def test_the_card_says_that_held_out_images_which_chose_the_epoch_flatter(runs):

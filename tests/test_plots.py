@@ -133,7 +133,7 @@ def test_a_mean_time_that_the_table_lacks_is_not_drawn_and_every_curve_has_its_n
         times = [axes for axes in drawn[-1].axes if "time" in axes.get_title()]
         assert [len(axes.lines) for axes in times] == [num_timed] * bool(num_timed)
         labels = {text.get_text() for text in drawn[-1].legends[0].get_texts()}
-        assert labels >= {"_several machines (test, 2 seeds)"}
+        assert labels >= {" _several machines (test, 2 seeds)"}
         plt.close(drawn[-1])
 
 

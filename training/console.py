@@ -1,8 +1,8 @@
 """What a run prints: a bar or lines for the batches, the epoch's summary, warnings."""
 
-import errno
 import sys
 import time
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -19,19 +19,21 @@ def format_time(seconds: float) -> str:
     return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
 
 
-def say(text: str) -> None:
+def say(text: str, stream: TextIO | None = None) -> None:
     """Print, above a progress bar too. A full disk or a terminal that is gone takes nothing, and ends nothing."""
+    stream = stream or sys.stdout
     try:
-        tqdm.write(text, sys.stdout)
-        sys.stdout.flush()
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EIO):
-            raise
+        tqdm.write(text, stream)
+        stream.flush()
+    except BrokenPipeError:  # nobody reads it: see exit_codes
+        raise
+    except OSError:
+        pass
 
 
 def print_warning(text: str) -> None:
     """Print a warning on stderr, on a line of its own where a progress bar is drawn."""
-    tqdm.write(f"WARNING: {text}", sys.stderr)
+    say(f"WARNING: {text}", sys.stderr)
 
 
 def print_epoch_header(epoch: int, num_epochs: int) -> None:

@@ -55,7 +55,9 @@ def exit_codes(advice: str = "") -> Iterator[None]:
     def on_sigterm(signum, frame):
         raise Terminated
 
-    # closed ones, as by `>&-`, are None, and a file that is opened later would get their number
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # else files would get the numbers that `>&-` closed
+        pass
+    os.close(descriptor)
     sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -67,6 +69,11 @@ def exit_codes(advice: str = "") -> Iterator[None]:
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # by end_at_interrupt
         signal.signal(signal.SIGINT, signal.default_int_handler)
     previous = signal.signal(signal.SIGTERM, on_sigterm)
+
+    def complain(text: str) -> None:
+        with contextlib.suppress(OSError):  # a full disk
+            print(f"{f'process {rank}: ' if rank else ''}error: {text}", file=sys.stderr)
+
     try:
         try:
             yield
@@ -74,20 +81,25 @@ def exit_codes(advice: str = "") -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the run is ending
     except RunError as error:
         if first_here or not isinstance(error, PeerError | UsageError):  # these one process says for all of a machine
-            print(f"{f'process {rank}: ' if rank else ''}error: {error}", file=sys.stderr)
+            complain(str(error))
         sys.exit(error.exit_code)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        said = f"out of memory ({first_line(error)}). Smaller batches, images or models need less"
-        print(f"{f'process {rank}: ' if rank else ''}error: {said}", file=sys.stderr)
+        complain(f"out of memory ({first_line(error)}). Smaller batches, images or models need less")
         sys.exit(1)
     except BrokenPipeError:  # the reader of the output is gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
     except (KeyboardInterrupt, Terminated) as stop:
         if not rank:
-            print(f"\nstopped. {str(stop) or advice}".rstrip(), file=sys.stderr)
+            with contextlib.suppress(OSError):
+                print(f"\nstopped. {str(stop) or advice}".rstrip(), file=sys.stderr)
         sys.exit(130 if isinstance(stop, KeyboardInterrupt) else 143)
     finally:
         signal.signal(signal.SIGTERM, previous)
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:  # a full disk: Python would end with 120, because it could not write the rest either
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -49,7 +49,7 @@ def find_file(source: str) -> Path:
             raise RunError(f"--init-from: the folder {path} holds none of {', '.join(FILES)}")
         return files[0]
     if not os.path.exists(path):
-        raise RunError(f"--init-from: there is no file or folder {path}")
+        raise RunError(f"--init-from: there is no file or folder {path}, or no permission to look")
     return path
 
 

@@ -275,6 +275,15 @@ def test_a_folder_that_cannot_be_read_is_named_and_not_left_out(image_folder, mo
         read_image_folder(image_folder, 8, cache=False)
 
 
+def test_a_folder_without_pictures_may_be_linked(image_folder):
+    notes = image_folder / "notes"
+    notes.mkdir()
+    (notes / "readme.txt").write_text("no picture")
+    for split in ("train", "test"):
+        (image_folder / split / "red" / "notes").symlink_to(notes, target_is_directory=True)
+    assert len(read_image_folder(image_folder, 8, cache=False)["train_images"]) == 2
+
+
 @pytest.mark.parametrize("extension", [".pdf", ".h5", ".eps", ".mpg", ".mpeg", ".wmf", ".psd", ".fits", ".txt", ""])
 def test_a_file_that_is_no_picture_by_its_name_is_ignored(image_folder, extension):
     (image_folder / "train" / "red" / f"notes{extension}").write_text("no picture")

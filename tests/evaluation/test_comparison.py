@@ -213,6 +213,8 @@ def test_a_setting_that_only_vits_have_is_a_column_where_vits_differ(tmp_path):
         (["a/b-seed1", "!a/b_seed2"], ["b-seed1", "b_seed2"]),
         (["!a/run", "!b/run"], ["a/run", "b/run"]),
         (["a/march", "a/may", "!a/b"], ["march and 1 more", "b"]),
+        (["vit-tiny", "vit-tinyb", "!c"], ["vit-tiny", "c"]),
+        (["runA", "runB", "!c"], ["run", "c"]),
         (["a/run-first", "a/run-fourth", "!a/b"], ["run", "b"]),
     ],
 )

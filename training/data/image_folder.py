@@ -87,16 +87,18 @@ def find_samples(root: Path) -> tuple[dict[str, list[tuple[str, int]]], list[str
 
 
 def check_folders(root: Path) -> None:
-    """RunError for a folder that can't be read, and where links lead to one twice, or for ever."""
+    """RunError for a folder that can't be read, and where links lead to pictures twice, or for ever."""
 
     def fail(error: OSError) -> None:  # else os.walk, make_dataset's too, leaves the folder out in silence
         raise RunError(f"can't read the folder {error.filename}: {error.strerror}")
 
     known: dict[str, str] = {}
     for split in ("train", "test"):
-        for folder, subfolders, _ in os.walk(root / split, onerror=fail, followlinks=True):
+        for folder, subfolders, files in os.walk(root / split, onerror=fail, followlinks=True):
             subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-            if (first := known.setdefault(os.path.realpath(folder), folder)) != folder:
+            first = known.setdefault(os.path.realpath(folder), folder)
+            endless = folder.startswith(f"{first}{os.sep}")
+            if endless or (first != folder and any(name.lower().endswith(EXTENSIONS) for name in files)):
                 raise RunError(f"{folder} and {first} are the same folder: remove the link")
 
 
@@ -158,7 +160,7 @@ def read_image(path: str | Path, img_size: int) -> Tensor:
             image = image.convert("RGB")
     except Exception as error:  # a damaged file can raise anything in Pillow
         if is_out_of_memory(error):
-            raise
+            raise MemoryError(f"reading the image {path}") from None
         raise RunError(f"can't read the image {path}: {first_line(error)}") from None
     image = image.resize((img_size, img_size), Image.Resampling.BILINEAR)  # with antialiasing
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
