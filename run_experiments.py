@@ -244,7 +244,8 @@ def run(config: SuiteConfig, todo: list[Job], num_images: int) -> list[Job]:
             shares |= {job.folder: job.share_done() for job in running}
             for job in over:
                 running.remove(job)
-                failed += [job] * job.failed
+                if job.failed:
+                    failed.append(job)
                 say(job.outcome())
             bar.total = sum(work[job.name] * (shares[job.folder] if job in failed else 1.0) for job in todo)
             bar.n = sum(work[job.name] * shares[job.folder] for job in todo)

@@ -27,14 +27,7 @@ from training.data import Dataset, create_eval_loader, get_cifar10_dataloaders, 
 from training.data.augment import Augmentation
 from training.data.loader import ImageLoader
 from training.data.mix import Mixing
-from training.device import (
-    Compiled,
-    compile_errors,
-    prepare,
-    select_compile,
-    select_device,
-    select_precision,
-)  # fmt: skip
+from training.device import Compiled, compile_errors, prepare, select_compile, select_device, select_precision
 from training.engine import evaluate, train_one_epoch
 from training.errors import exit_codes
 from training.optim import create_optimizer, create_scheduler, scale_relative_positions

@@ -39,7 +39,8 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.scale = (dim // num_heads) ** -0.5
         self.qkv = nn.Linear(dim, dim * 3)
-        self.q_norm, self.k_norm = (nn.LayerNorm(dim // num_heads, 1e-6) if qk_norm else nn.Identity() for _ in "qk")
+        self.q_norm = nn.LayerNorm(dim // num_heads, eps=1e-6) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(dim // num_heads, eps=1e-6) if qk_norm else nn.Identity()
         self.rel_pos = rel_pos
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = Dropout(dropout)                     # nn.Dropout, cheaper on a CPU: see below
@@ -152,16 +153,18 @@ class VisionTransformer(nn.Module):
         if pos_embed not in ("learn", "relative"):
             raise ValueError(f"pos_embed must be learn or relative, got {pos_embed}")
 
-        self.num_prefix_tokens, self.grid = int(global_pool == "token"), img_size // patch_size
+        self.num_prefix_tokens = 1 if global_pool == "token" else 0
+        self.grid = img_size // patch_size
         self.sizes = [img_size] if self.grid % 2 else [img_size, img_size // 2]  # of images, in pixels
-        learned, num_tokens = pos_embed == "learn", self.num_prefix_tokens + self.grid**2
-        shape = self.grid, num_heads, self.num_prefix_tokens
-        rel_pos = [None if learned else RelPosBias(*shape, block) for block in range(depth)]
+        num_tokens, learned = self.num_prefix_tokens + self.grid**2, pos_embed == "learn"
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim)) if self.num_prefix_tokens else None
         self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, embed_dim)) if learned else None
         self.pos_drop = Dropout(dropout)
-        self.blocks = nn.Sequential(*[Block(embed_dim, num_heads, mlp_ratio, dropout, qk_norm, b) for b in rel_pos])
+        self.blocks = nn.Sequential()
+        for i in range(depth):
+            rel_pos = None if learned else RelPosBias(self.grid, num_heads, self.num_prefix_tokens, i)
+            self.blocks.append(Block(embed_dim, num_heads, mlp_ratio, dropout, qk_norm, rel_pos))
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.head = nn.Linear(embed_dim, num_classes)
         self.init_weights(zero_init)
@@ -189,6 +192,7 @@ class VisionTransformer(nn.Module):
                     nn.init.trunc_normal_(module.weight, std=0.7 * module.in_features**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalized images (B, C, S, S), S in self.sizes, to logits (B, num_classes); ValueError for other sizes."""
         if x.shape[2] != x.shape[3] or x.shape[2] not in self.sizes:
             raise ValueError(f"images must have {' or '.join(map(str, self.sizes))} rows and columns, got {[*x.shape]}")
         x = self.patch_embed(x)                               # (B, T, D)
@@ -246,7 +250,7 @@ class RelPosBias(nn.Module):
         index = offset[:, None, :, None] * len(away) + offset[None, :, None, :]
         self.register_buffer("index", index, persistent=False)                              # (grid, grid, grid, grid)
 
-    def forward(self, num_tokens: int) -> Tensor:
+    def forward(self, num_tokens: int) -> Tensor:             # rows are queries, columns keys
         step, last = len(self.index) // round(num_tokens**0.5), len(self.relative_position_bias_table) - 1
         index = self.index[::step, ::step, ::step, ::step].flatten(2).flatten(0, 1)         # (T, T)
         if self.num_prefix_tokens:                                                          # (N, N)

@@ -11,7 +11,7 @@ from training import history
 from training.errors import RunError
 from training.provenance import FREE_ON_RESUME, MARCH
 
-NOT_COMPARED = (*FREE_ON_RESUME, "seed")  # settings that don't put a run into another row
+NOT_COMPARED = [*FREE_ON_RESUME, "seed"]  # settings that don't put a run into another row
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,15 @@ from training.engine import EpochSums
 
 
 class Steps:
-    """The sums of an epoch; calls `between_steps` after each look, and looks at every `look_every`th step."""
+    """The sums of an epoch; calls `after_sync` after each sync, and syncs at every `sync_every`th step."""
 
     def __init__(
-        self, sums: EpochSums | None = None, between_steps: Callable[[], object] = lambda: None, look_every: int = 1
+        self, sums: EpochSums | None = None, after_sync: Callable[[], object] = lambda: None, sync_every: int = 1
     ):
-        self.sums, self.call, self.look_every = sums or EpochSums(), between_steps, look_every
+        self.sums, self.call, self.sync_every = sums or EpochSums(), after_sync, sync_every
 
-    def look_due(self, step: int) -> bool:
-        return step % self.look_every == 0
+    def sync_due(self, step: int) -> bool:
+        return step % self.sync_every == 0
 
-    def between_steps(self) -> None:
+    def after_sync(self) -> None:
         self.call()

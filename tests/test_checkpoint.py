@@ -244,7 +244,7 @@ def new_state(seed: int, optimizer: str) -> checkpoint.TrainingState:
     )
 
 
-def train(state: checkpoint.TrainingState, num_epochs: int, between_steps) -> None:
+def train(state: checkpoint.TrainingState, num_epochs: int, after_sync) -> None:
     """Epochs on random images, from where the state is; the schedule is that of two epochs."""
     images = torch.randint(0, 256, (18, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     mean, std = [0.5] * 3, [0.25] * 3
@@ -254,7 +254,7 @@ def train(state: checkpoint.TrainingState, num_epochs: int, between_steps) -> No
     scheduler = create_scheduler(state.optimizer, 2, 2 * STEPS_PER_EPOCH, steps_done)
     for epoch in range(state.epoch, num_epochs):
         loader.set_epoch(epoch, state.sums.step)
-        steps = Steps(state.sums, between_steps)
+        steps = Steps(state.sums, after_sync)
         train_one_epoch(state.model, loader, state.optimizer, scheduler, torch.float32, steps)
         state.finish_epoch(
             state.sums.metrics() | {"epoch": epoch, "epoch_time": 1.0, "test_loss": 1.0, "test_acc": 1.0}

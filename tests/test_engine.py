@@ -40,11 +40,11 @@ def digits_loader(num_images: int, batch_size: int, split: str = "train", **argu
 
 
 def run_epoch(
-    model: nn.Module, loader: ImageLoader, optimizer, scheduler=None, look_every=1, between_steps=lambda: None,
+    model: nn.Module, loader: ImageLoader, optimizer, scheduler=None, sync_every=1, after_sync=lambda: None,
     **arguments,
 ):  # fmt: skip
     scheduler = scheduler or LambdaLR(optimizer, lambda step: 1.0)
-    steps = Steps(None, between_steps, look_every)
+    steps = Steps(None, after_sync, sync_every)
     train_one_epoch(model, loader, optimizer, scheduler, torch.float32, steps, **arguments)
     return steps.sums.metrics()
 
@@ -206,13 +206,13 @@ def test_between_two_steps_all_that_changes_has_changed_as_often():
 @pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
 def test_looking_every_third_step_gives_the_weights_sums_and_figures_of_looking_at_each(name):
     results = []
-    for look_every in (1, 3):
+    for sync_every in (1, 3):
         model, loader = tiny_vit(dropout=0.1), digits_loader(250, batch_size=32, shuffle_seed=0)  # 8 steps
         optimizer = create_optimizer(model, name, learning_rate=0.01, weight_decay=0.05)
         scheduler, sums, looks = create_scheduler(optimizer, 2, 8), EpochSums(), []
         train_one_epoch(
             model, loader, optimizer, scheduler, torch.float32,
-            Steps(sums, lambda sums=sums, looks=looks: looks.append((sums.step, sums.num_images)), look_every),
+            Steps(sums, lambda sums=sums, looks=looks: looks.append((sums.step, sums.num_images)), sync_every),
             clip_grad_norm=1.0,
         )  # fmt: skip
         figures = {key: value for key, value in sums.metrics().items() if key != "images_per_second"}
@@ -250,8 +250,8 @@ def test_a_gradient_that_is_not_finite_between_two_looks_leaves_no_trace_and_the
     optimizer.register_step_post_hook(lambda *_: after.append(state()))
     with pytest.raises(RunError, match=r"^loss or gradient were not finite in batches 4 to 6 of epoch 1; .*untouched"):
         run_epoch(
-            model, loader, optimizer, clip_grad_norm=clip_grad_norm, look_every=3,
-            between_steps=lambda: looks.append(len(gradients)),
+            model, loader, optimizer, clip_grad_norm=clip_grad_norm, sync_every=3,
+            after_sync=lambda: looks.append(len(gradients)),
         )  # fmt: skip
     assert looks == [3]  # the only moment at which a checkpoint could have been made
     assert len(after) == 5
@@ -265,7 +265,7 @@ def test_a_loss_that_is_not_finite_at_the_look_itself_is_named_with_its_value():
     before = flat(model)
     optimizer = create_optimizer(model, "adamw", learning_rate=1.0, weight_decay=0.5)
     with pytest.raises(RunError, match=r"^the loss became nan in batches 1 to 2 of epoch 1; "):
-        run_epoch(model, loader, optimizer, look_every=3)  # the epoch ends after two
+        run_epoch(model, loader, optimizer, sync_every=3)  # the epoch ends after two
     assert torch.equal(flat(model), before)
 
 
@@ -274,8 +274,8 @@ def test_an_epoch_taken_up_in_its_middle_takes_the_steps_that_are_left_and_comes
     class Stop(Exception):
         pass
 
-    def train(loader: ImageLoader, sums: EpochSums, between_steps) -> None:
-        steps = Steps(sums, between_steps)
+    def train(loader: ImageLoader, sums: EpochSums, after_sync) -> None:
+        steps = Steps(sums, after_sync)
         train_one_epoch(model, loader, optimizer, scheduler, torch.float32, steps, label_smoothing=0.1)
 
     def stop() -> None:

@@ -187,10 +187,10 @@ def test_a_gpu_is_looked_at_at_the_second_step_every_hundredth_and_when_a_signal
     run: Any = Run(ViTConfig(), resume=False, overwrite=False, extend=False)
     run.device, run.progress, came = SimpleNamespace(type="cuda"), SimpleNamespace(batches_done=0), 0
     run.signals = SimpleNamespace(came=lambda: came)
-    assert [step for step in range(1, 2 * LINE_EVERY + 1) if run.look_due(step)] == [2, LINE_EVERY, 2 * LINE_EVERY]
+    assert [step for step in range(1, 2 * LINE_EVERY + 1) if run.sync_due(step)] == [2, LINE_EVERY, 2 * LINE_EVERY]
     run.progress.batches_done = LINE_EVERY + 50  # resumed there
-    assert [step for step in range(151, 2 * LINE_EVERY + 1) if run.look_due(step)] == [152, 2 * LINE_EVERY]
+    assert [step for step in range(151, 2 * LINE_EVERY + 1) if run.sync_due(step)] == [152, 2 * LINE_EVERY]
     came = 15
-    assert run.look_due(1)
+    assert run.sync_due(1)
     run.device, came = SimpleNamespace(type="cpu"), 0
-    assert run.look_due(1)
+    assert run.sync_due(1)

@@ -311,15 +311,15 @@ def send(numbers: tuple[signal.Signals, ...]) -> None:
 
 
 def stop_after_batches(monkeypatch, num_batches: int, *numbers: signal.Signals) -> None:
-    between_steps, batches = Run.between_steps, []
+    after_sync, batches = Run.after_sync, []
 
-    def stop_between_steps(run):
+    def stop_after_sync(run):
         batches.append(1)
         if len(batches) == num_batches:
             send(numbers)
-        between_steps(run)
+        after_sync(run)
 
-    monkeypatch.setattr(Run, "between_steps", stop_between_steps)
+    monkeypatch.setattr(Run, "after_sync", stop_after_sync)
 
 
 def stop_in_evaluation(monkeypatch, epoch: int, *numbers: signal.Signals) -> None:

@@ -48,7 +48,7 @@ def select_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     elif device.type == "cpu":
         checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private: another torch may lack them
-        fast = any(getattr(torch.cpu, check, bool)() for check in checks)
+        fast = any(hasattr(torch.cpu, check) and getattr(torch.cpu, check)() for check in checks)
     else:
         fast = False
     if all(distributed.gather(fast)):

@@ -49,18 +49,18 @@ class EpochSums:
         }
 
 
-class Watcher(Protocol):
-    """What train_one_epoch tells of its steps; training/run.py shows them, saves and stops between them."""
+class StepHooks(Protocol):
+    """What train_one_epoch calls; training/run.py shows the progress, saves and stops in them."""
 
     @property
     def sums(self) -> EpochSums: ...
 
-    def look_due(self, step: int) -> bool:
-        """Whether to wait for the device after this step (from 1) and read what the steps have come to."""
+    def sync_due(self, step: int) -> bool:
+        """Whether to wait for the device in this step (from 1) and read what the steps have come to."""
         ...
 
-    def between_steps(self) -> None:
-        """Called after each look. Model, optimizer and sums are fit to be saved then."""
+    def after_sync(self) -> None:
+        """Called after a step that waited for the device. Model, optimizer and sums are fit to be saved then."""
         ...
 
 
@@ -70,21 +70,21 @@ def train_one_epoch(
     optimizer: torch.optim.Optimizer,
     scheduler: LRScheduler,
     dtype: torch.dtype,
-    watcher: Watcher,
+    hooks: StepHooks,
     *,
     clip_grad_norm: float = 0.0,
     label_smoothing: float = 0.0,
 ) -> None:
-    """Take the steps that are left of the loader's epoch and add what they come to to `watcher.sums`.
+    """Take the steps that are left of the loader's epoch and add what they come to to `hooks.sums`.
 
     RunError where the loss or the gradient is not finite, before the step that would have spoilt the weights. Between
-    two looks the (fused) optimizer itself leaves out a step that is not finite.
+    two syncs the (fused) optimizer itself leaves out a step that is not finite.
     """
     model.train()
-    sums, device, num_steps = watcher.sums, loader.images.device, len(loader)
+    sums, device, num_steps = hooks.sums, loader.images.device, len(loader)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    unread = torch.zeros(4, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
-    unread_images, start = 0, time.perf_counter()  # what the steps since the last look came to is on the device
+    new_sums = torch.zeros(4, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+    new_images, start = 0, time.perf_counter()  # what the steps since the last sync came to is on the device
     for step, (images, labels) in enumerate(loader, start=sums.step + 1):
         num_images = loader.images_in_step(step - 1)  # of all ranks; a rank's share of the last may be empty
         optimizer.zero_grad()  # before the forward pass, which in one process has the gradients' memory then
@@ -98,23 +98,23 @@ def train_one_epoch(
         finite = loss.isfinite() & grad_norm.isfinite()
         likeliest = labels if labels.ndim == 1 else labels.argmax(dim=1)  # of a mixed image: the class with most of it
         correct = (logits.argmax(dim=1) == likeliest).sum()
-        unread += torch.stack([loss.detach(), correct, grad_norm / distributed.world_size(), ~finite])
-        unread_images += num_images
+        new_sums += torch.stack([loss.detach(), correct, grad_norm / distributed.world_size(), ~finite])
+        new_images += num_images
 
-        look = step == num_steps or watcher.look_due(step)
-        if look:
-            loss_sum, num_correct, norms, num_bad = distributed.add_up(unread).tolist()
+        sync = step == num_steps or hooks.sync_due(step)
+        if sync:
+            loss_sum, num_correct, norms, num_bad = distributed.add_up(new_sums).tolist()
             if num_bad:
                 raise not_finite(loss, grad_norm, loader.epoch + 1, sums.step + 1, step)
-        optimizer.found_inf = None if look else (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer.found_inf = None if sync else (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
         sums.lr = optimizer.param_groups[0]["lr"]
         optimizer.step()
         scheduler.step()
-        if look:
+        if sync:
             now = time.perf_counter()
-            sums.add(step, unread_images, int(num_correct), loss_sum, norms, now - start)
-            unread, unread_images, start = torch.zeros_like(unread), 0, now
-            watcher.between_steps()
+            sums.add(step, new_images, int(num_correct), loss_sum, norms, now - start)
+            new_sums, new_images, start = torch.zeros_like(new_sums), 0, now
+            hooks.after_sync()
 
 
 def not_finite(loss: Tensor, grad_norm: Tensor, epoch: int, first_batch: int, batch: int) -> RunError:

@@ -17,7 +17,7 @@ NOT_DECAYED = ("cls_token", "pos_embed", REL_POS)  # beside biases and norms
 def create_optimizer(
     model: nn.Module, name: str, learning_rate: float, weight_decay: float, muon_learning_rate: float = 0.02
 ) -> torch.optim.Optimizer:
-    """AdamW, SGD with Nesterov momentum 0.9, or Muon; weight decay on the weights of linear and conv layers only.
+    """ "adamw", "sgd" (Nesterov momentum 0.9) or "muon"; weight decay on the weights of linear and conv layers only.
 
     Biases, norms, the class token and the positions have no decay, as in timm and DeiT. Muon takes the weights
     of the hidden layers; the first and the last layer's, and all that have no decay, get AdamW.
@@ -41,8 +41,10 @@ def create_optimizer(
         return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9, nesterov=True, fused=True)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
-    adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)  # as GPT-3 (arXiv 2005.14165)
-    return Muon(hidden, fused_qkv, adamw, muon_learning_rate, weight_decay)
+    if name == "muon":
+        adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)  # as GPT-3 (2005.14165)
+        return Muon(hidden, fused_qkv, adamw, muon_learning_rate, weight_decay)
+    raise ValueError(f"optimizer must be adamw, sgd or muon, got {name}")
 
 
 def scale_learning_rates(optimizer: torch.optim.Optimizer, factors: dict[nn.Parameter, float]) -> None:

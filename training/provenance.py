@@ -23,10 +23,10 @@ from training.errors import UsageError
 from training.pretrained import freeze_backbone
 
 # Settings that a resumed run may give otherwise. Images and precision are compared as they turn out (refuse_other_run).
-FREE_ON_RESUME = (
-    *("preset", "output_dir", "data_dir", "data_url", "cache"),
-    *("num_workers", "device", "precision", "compile", "tensorboard", "save_minutes", "save_every"),
-)
+FREE_ON_RESUME = [
+    "preset", "output_dir", "data_dir", "data_url", "cache", "num_workers", "device", "precision", "compile",
+    "tensorboard", "save_minutes", "save_every",
+]  # fmt: skip
 
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}  # what config.json calls it, and the flag
 MARCH = "TORCHINDUCTOR_CPP_MARCH"  # which processor torch.compile is told to compile for
@@ -98,7 +98,7 @@ def refuse_other_settings(saved: dict[str, Any], config: Any, extend: bool) -> N
     before, now = {**type(config)().to_dict(), **saved["config"]}, config.to_dict()
     if extend and now["num_epochs"] <= before["num_epochs"]:
         raise UsageError(f"--extend needs more than the {before['num_epochs']} epochs of the run: give --num-epochs")
-    free = [*FREE_ON_RESUME, *["num_epochs", "small_images_share"] * extend]
+    free = FREE_ON_RESUME + (["num_epochs", "small_images_share"] if extend else [])
     changed = [name for name in now if name not in free and before[name] != now[name]]
     if saved["extended_from"] and "num_epochs" in changed:  # its small images are another share of the new length
         changed = [name for name in changed if name != "small_images_share"]
@@ -135,7 +135,8 @@ def refuse_other_run(saved: dict[str, Any], metadata: dict[str, Any], create_mod
 def warn_of_other_machine(before: dict[str, Any], now: dict[str, Any]) -> bool:
     """Print a warning where the last bits may differ from here on. Returns whether it did."""
     names = ["device", "cpu", "threads", "world_size", "compile"]
-    names += [MARCH] * (before["compile"] and now["compile"] and MARCH in before)  # early runs did not save it
+    if before["compile"] and now["compile"] and MARCH in before:  # early runs did not save it
+        names.append(MARCH)
     other = [f"{name} {before[name]} before, {now[name]} now" for name in names if before[name] != now[name]]
     if before["versions"]["torch"] != now["versions"]["torch"]:
         other.append(f"torch {before['versions']['torch']} before, {now['versions']['torch']} now")
@@ -180,7 +181,7 @@ def cpu_name() -> str:
 def resume_command(argv: list[str]) -> str:
     """The command that goes on with the run that `argv` began."""
     if distributed.under_torchrun():
-        return f"the same torchrun command with --resume{' in place of --overwrite' * ('--overwrite' in argv)}"
+        return f"the same torchrun command with --resume{' in place of --overwrite' if '--overwrite' in argv else ''}"
     return python_command([*without_start(argv), "--resume"])
 
 

@@ -32,7 +32,7 @@ class Run:
         with Run(config, resume, overwrite, extend) as run:     # locks the folder and reads what to go on from
             run.begin(model, optimizer, ...)                    # loads that, or begins anew
             for epoch in run.epochs():
-                train_one_epoch(..., run)                       # which calls look_due and between_steps
+                train_one_epoch(..., run)                       # which calls sync_due and after_sync
                 run.finish_epoch(evaluate(...))
 
     A Ctrl-C or SIGTERM after `begin` lets the step end, saves, and prints the command that goes on; so does output
@@ -139,8 +139,8 @@ class Run:
             refuse_other_run(saved, metadata, create_model)
             left = saved["epoch"] < self.config.num_epochs
             moved = bool(self.folder) and warn_of_other_machine(saved["machine"], machine) and left
-            metadata["machines_before"] = saved.get("machines_before", []) + [saved["machine"]] * moved
-            metadata["extended_from"] = saved["extended_from"] + [saved["config"]["num_epochs"]] * extends
+            metadata["machines_before"] = [*saved.get("machines_before", []), *([saved["machine"]] if moved else [])]
+            metadata["extended_from"] = [*saved["extended_from"], *([saved["config"]["num_epochs"]] if extends else [])]
             self.state.load_state_dict(saved)
         start = self._resumable()
         if self.folder:
@@ -185,10 +185,10 @@ class Run:
                 epochs_left=last - epoch if epoch == first else 0, larger_left=last - small if epoch < small else 0,
             )  # fmt: skip
             self.held.callback(self.progress.close)
-            self.shown, self.looked_at = self.sums.num_images, time.perf_counter()
+            self.shown, self.synced_at = self.sums.num_images, time.perf_counter()
             yield epoch
 
-    def look_due(self, step: int) -> bool:
+    def sync_due(self, step: int) -> bool:
         """Each step on a CPU. On a GPU, which should not wait for the host, every 100th, and when a signal has come.
 
         On both the second one of this process: the speed is measured from there on.
@@ -196,12 +196,12 @@ class Run:
         second = step - self.progress.batches_done == 2
         return self.device.type == "cpu" or second or step % console.LINE_EVERY == 0 or self.signals.came() > 0
 
-    def between_steps(self) -> None:
+    def after_sync(self) -> None:
         """Show the progress, stop if a signal asks for it, save if the last save is long ago."""
         self.signals.check()  # first, because Ctrl-C may have ended the reader of the output too
         metrics, num_images = self.sums.metrics(), self.sums.num_images - self.shown
         self.progress.update(self.sums.step, num_images, metrics["train_loss"], metrics["train_acc"], metrics["lr"])
-        self.shown, self.looked_at = self.sums.num_images, time.perf_counter()
+        self.shown, self.synced_at = self.sums.num_images, time.perf_counter()
         if distributed.max_over_ranks(bool(self.folder and self.folder.save_due(self.config.save_minutes))):
             self.save({})
 
@@ -209,7 +209,7 @@ class Run:
         """Put the epoch's metrics, with the `results` of its evaluation, into the history; save and show them."""
         self.progress.close()
         metrics = self.sums.metrics() | results | {"epoch": self.state.epoch + 1}
-        metrics["epoch_time"] = self.sums.seconds + time.perf_counter() - self.looked_at
+        metrics["epoch_time"] = self.sums.seconds + time.perf_counter() - self.synced_at
         accuracy = f"{self.split}_acc"
         new_best = metrics[accuracy] > max(self.state.history[accuracy], default=-1.0)
         grad_norm = self.sums.grad_norm / self.sums.step

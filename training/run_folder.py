@@ -154,7 +154,7 @@ class RunFolder:
                 with contextlib.suppress(OSError):
                     self.lock.release(force=True)
                 self.claim()
-            for name in sorted(self.unsaved, key="last.pth".__eq__):
+            for name in sorted(self.unsaved, key=lambda name: name == "last.pth"):  # False, so the others, first
                 keeps = name == "last.pth" and self.keep_previous
                 previous = self.path / "last.prev.pth" if keeps else None
                 checkpoint.save(self.path / name, self.unsaved[name], previous)

@@ -5,7 +5,7 @@ import signal
 import pytest
 from runs import EVAL_BATCHES, NEVER, STEPS, TINY, TRAIN, assert_same_run, content_of, position
 
-STEP = "training.run:Run.between_steps"
+STEP = "training.run:Run.after_sync"
 BATCH = "training.engine:autocast"  # of training and of evaluation
 AN_EPOCH = STEPS + EVAL_BATCHES
 

@@ -16,7 +16,7 @@ from processes import Run, wait_until
 from runs import EVAL_BATCHES, NEVER, STEPS, TINY, TRAIN, assert_same_run, content_of, position
 
 CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
-STEP, BATCH = "training.run:Run.between_steps", "training.engine:autocast"  # a BATCH of either kind
+STEP, BATCH = "training.run:Run.after_sync", "training.engine:autocast"  # a BATCH of either kind
 ON_A_BAR = "evaluating on the test images"
 NOTE = "stops at once, without saving"
 

@@ -68,6 +68,7 @@ READERS: dict[str, Callable[[Path, int, str, bool], Dataset]] = {  # of (root, i
 
 
 def resize(images: Tensor, img_size: int) -> Tensor:
+    """uint8 images (n, 3, H, H) as (n, 3, img_size, img_size), antialiased."""
     if images.shape[-1] == img_size:
         return images
     size, resized = chunk_size(images), images.new_empty(*images.shape[:2], img_size, img_size)

@@ -73,7 +73,8 @@ def find_samples(root: Path) -> tuple[dict[str, list[tuple[str, int]]], list[str
         if f"{os.sep}." in path.removeprefix(str(root)):  # hidden: the file, or a folder inside the class
             return False
         extension = os.path.splitext(path)[1].lower()
-        left_out[extension] += extension not in EXTENSIONS
+        if extension not in EXTENSIONS:
+            left_out[extension] += 1
         return extension in EXTENSIONS
 
     check_folders(root)
@@ -83,7 +84,7 @@ def find_samples(root: Path) -> tuple[dict[str, list[tuple[str, int]]], list[str
             samples[split] = make_dataset(root / split, labels, is_valid_file=is_picture)  # in torchvision's order
         except FileNotFoundError as error:  # a class without pictures
             raise RunError(f"{root / split}: {first_line(error)} Pictures are *{', *'.join(EXTENSIONS)}") from None
-    return samples, class_names, +left_out
+    return samples, class_names, left_out
 
 
 def check_folders(root: Path) -> None:

@@ -35,12 +35,13 @@ class ImageLoader:
     Images' order and pixels depend on (shuffle_seed, epoch), mixed ones on the step too: a run goes on in mid-epoch.
 
     Args:
+        images, labels: uint8 (n, 3, H, W) and int64 (n,); moved to `device`.
         mean, std: per channel, in 0..1.
         batch_size: images a step, of all ranks together.
         shuffle_seed: shuffles every epoch anew; None keeps the images' own order.
         augmentation: of the uint8 images; what an image draws depends on (shuffle_seed, epoch, index).
         mixing: of the normalized batch, across all ranks; labels of a mixed batch are targets (n, num_classes).
-        small_epochs: in so many epochs, from the first, the batches have half the height and width: means of 2 x 2
+        small_epochs: the first so many epochs yield batches (n, 3, H/2, W/2), means of 2 x 2 pixels.
         num_workers: threads that prepare the next chunks; their number does not change the batches.
         rank, world_size: this process yields every world_size-th image of each batch, starting at image `rank`.
         split: which images these are: "train", "val" or "test".
