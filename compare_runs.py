@@ -57,11 +57,15 @@ def main(config: CompareConfig) -> None:
     if not config.runs:
         raise UsageError("name at least one folder of a run, such as checkpoints/vit_tiny_cifar10")
     records, problems = read_runs(config.runs)
+    left_out = [f"left out: {problem}" for problem in problems]
     if records:
-        comparable.require_comparable(records)
+        try:
+            comparable.require_comparable(records)
+        except UsageError as error:
+            raise UsageError("\nerror: ".join([str(error), *left_out])) from None
         write_results(config, records)
-    if problems:
-        raise RunError("\nerror: ".join(f"left out: {problem}" for problem in problems))
+    if left_out:
+        raise RunError("\nerror: ".join(left_out))
 
 
 def read_runs(folders: tuple[str, ...]) -> tuple[list[RunRecord], list[str]]:

@@ -162,6 +162,7 @@ def test_resume_overwrite_and_extend_are_read():
         ("--num-epochs many", "--num-epochs"),
         ("--num-epochs 1.5", "--num-epochs"),
         ("--learning-rate=", "--learning-rate"),
+        ("--epochs 5", "--epochs, 5; perhaps --num-epochs"),
         ("stray", "stray"),
         ("--preset quick stray", "stray"),
         ("--auto-augment yes", "yes"),

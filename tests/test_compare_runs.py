@@ -125,8 +125,9 @@ def test_nothing_but_broken_runs_writes_nothing():
 
 def test_a_run_of_other_data_is_refused_before_anything_is_written(capsys):
     folders = [write_run(Path("runs/a"), [70.0]), write_run(Path("runs/digits"), [99.0], dataset="digits")]
-    with pytest.raises(UsageError, match="runs/digits can't be compared with runs/a: it was trained on digits"):
-        main(CompareConfig(tuple(folders), "out/x.png"))
+    reason = "runs/digits can't be compared with runs/a: it was trained on digits.*\n.*left out: missing holds no run"
+    with pytest.raises(UsageError, match=reason):
+        main(CompareConfig((*folders, "missing"), "out/x.png"))
     assert not Path("out").exists()
     assert capsys.readouterr().out == ""
 

@@ -101,9 +101,11 @@ def parse(spec: Any, description: str, args: Sequence[str] | None = None, defaul
 
 
 def one_line(box: str) -> str:
-    """The complaint in tyro's box: the text between its first two rules, without the frame."""
+    """The complaint in tyro's box, the text between its first two rules without the frame, and the suggested flags."""
     lines = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()
     rules = [i for i, line in enumerate(lines) if line.startswith("╭") or "───" in line or "---" in line]
     message = lines[rules[0] + 1 : rules[1]] if len(rules) > 1 else lines
     complaint = " ".join(line.strip("│| ") for line in message).strip().rstrip(".")
-    return f"{re.sub('^Error parsing (config|[A-Z][A-Za-z]*): ', '', complaint)}; --help lists the flags"
+    close = re.findall(r"^[│|]\s+(--[\w-]+)", "\n".join(lines), re.MULTILINE) if "Unrecognized" in complaint else []
+    advice = f"perhaps {' or '.join(close)}; " if close else ""
+    return f"{re.sub('^Error parsing (config|[A-Z][A-Za-z]*): ', '', complaint)}; {advice}--help lists the flags"
