@@ -52,9 +52,9 @@ def draw(runs: dict[str, RunRecord], threads: str, path: Path) -> None:
     for name, run in runs.items():
         axes.plot(run.minutes, run.accuracies, "o-", markersize=4, label=f"{name}  {run.accuracies[-1]:.1f} %")
     split = {"val": "held-out accuracy (%)", "test": "test accuracy (%)"}[next(iter(runs.values())).split]
-    axes.set(xlabel=f"minutes on {threads}", ylabel=split, xscale="log")
+    axes.set(xlabel=f"minutes on {threads}, logarithmic", ylabel=split, xscale="log")
     axes.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_locator=NullLocator())
-    axes.legend(loc="best")
+    axes.legend(loc="best", title="in the last epoch")
     save_figure(figure, path)
 
 
