@@ -46,10 +46,15 @@ def with_tables(page: str) -> str:
 def read_runs(patterns: str) -> list[RunRecord]:
     """The runs in the folders that match, such as results/presets/*/* or several such patterns."""
     paths = {path for pattern in patterns.split() for path in ROOT.glob(pattern)}
-    folders = sorted(path for path in paths if (path / "config.json").exists())
+    folders = sorted((path for path in paths if (path / "config.json").exists()), key=by_number)
     if not folders:
         raise UsageError(f"no runs in {patterns}")
     return [read_run(folder) for folder in folders]
+
+
+def by_number(path: Path) -> list[tuple[int, str]]:
+    """A key by which 9-b comes before 10-a."""
+    return [(int("0" + re.split(r"\D", part)[0]), part) for part in path.parts]
 
 
 def table(runs: str, columns: str) -> str:

@@ -46,6 +46,12 @@ UNEVEN = [
     *TINY, "--optimizer=sgd", "--max-train-images=181", "--batch-size=15", "--dropout=0", "--label-smoothing=0.1",
     "--mixup-alpha=0.8", "--cutmix-alpha=1",
 ]  # fmt: skip
+# All that a preset of the newer recipe has: Muon, relative positions, QK normalization, small images first, late decay.
+NEWER = [
+    "--preset=cpu-1h", "--dataset=digits", "--img-size=16", "--depth=2", "--embed-dim=24", "--num-heads=3",
+    "--num-epochs=2", "--small-images-share=0.5", "--warmup-epochs=0", "--max-train-images=181", "--batch-size=45",
+    "--val-size=20", "--device=cpu", "--precision=fp32",
+]  # fmt: skip
 STEPS = 205  # of an epoch, seven images each
 DROPPING = [
     *TINY, "--num-epochs=2", "--max-train-images=1435", "--batch-size=7", "--dropout=0.1", "--save-every=1",
@@ -121,21 +127,34 @@ def stopped(tmp_path_factory) -> tuple[Path, Result]:
         return folder / "run", run.wait(SECONDS_TO_END)
 
 
+def assert_same_within(folder: Path, one: Path, tolerance: float) -> None:
+    """Assert that weights and losses differ by no more than so much of the weights' change, and of the losses."""
+    weights, saved = checkpoint.load(folder / "last.pth")["model"], checkpoint.load(one / "last.pth")
+    torch.manual_seed(42)
+    untrained = VisionTransformer(**saved["model_args"]).state_dict()
+    for name, start in untrained.items():
+        change = (saved["model"][name] - start).norm()
+        assert (weights[name] - saved["model"][name]).norm() < tolerance * change + 1e-7, name
+    records, expected_records = history_of(folder), history_of(one)
+    assert records.keys() == expected_records.keys()
+    for name, values in expected_records.items():
+        exact = name.endswith("acc") or name in ("epoch", "lr")  # each of the images counts once
+        assert records[name] == (values if exact else pytest.approx(values, rel=tolerance)), name
+
+
 @pytest.mark.parametrize("number", [2, 4])
 def test_several_processes_come_to_the_weights_and_metrics_of_one(uneven, number):
     """Within what sums in another order make of fp32: 1e-5 of the weights' change, 1e-5 in the losses."""
-    (one, _), (several, _) = uneven[1], uneven[number]
-    weights, expected = (checkpoint.load(folder / "last.pth")["model"] for folder in (several, one))
-    torch.manual_seed(42)
-    untrained = VisionTransformer(**checkpoint.load(one / "last.pth")["model_args"]).state_dict()
-    for name, start in untrained.items():
-        change = (expected[name] - start).norm()
-        assert (weights[name] - expected[name]).norm() < 1e-5 * change + 1e-7, name
-    records, expected_records = history_of(several), history_of(one)
-    assert records.keys() == expected_records.keys()
-    for name, values in expected_records.items():
-        exact = name.endswith("acc") or name in ("epoch", "lr")  # each of the 181 and 360 images counts once
-        assert records[name] == (values if exact else pytest.approx(values, rel=1e-5)), name
+    assert_same_within(uneven[number][0], uneven[1][0], 1e-5)
+
+
+def test_two_processes_train_by_the_newer_recipe_as_one_does(launcher, tmp_path):
+    """Ten times less closely: Muon's orthogonal matrices hold more of the rounding (1.1e-5 where it was measured)."""
+    for number in (1, 2):
+        (tmp_path / str(number)).mkdir()
+        result = train(launcher, tmp_path / str(number), number, *NEWER)
+        assert result.code == 0, result.err
+    assert_same_within(tmp_path / "2" / "run", tmp_path / "1" / "run", 1e-4)
 
 
 @pytest.mark.parametrize("number", [1, 2, 4])

@@ -1,11 +1,13 @@
 """Suites of experiments: what is planned, and that a suite skips, resumes, reports failures and survives a kill."""
 
 import json
+import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
@@ -21,6 +23,8 @@ from tqdm import tqdm
 import run_experiments
 from config_experiments import SUITES, Experiment
 from config_vit_cifar10 import ViTConfig
+from evaluation.comparison import group, to_markdown
+from evaluation.run_record import read_run
 from run_experiments import SuiteConfig, advice, has_other_images, main, passes, plan, work_of
 from tests.same_runs import history_of
 from training.console import TrainProgress
@@ -449,12 +453,12 @@ DRIVER = """
 import sys
 sys.path.insert(0, {root!r})
 from config_experiments import SUITES, Experiment
-SUITES["recipe"] = {{"plain": Experiment({tiny!r} + " --dropout 0.1")}}
+SUITES["recipe"] = {{"plain": Experiment({tiny!r} + " --dropout 0.1"), "wide": Experiment({tiny!r} + " --mlp-ratio 5")}}
 from training.errors import exit_codes
 from run_experiments import SuiteConfig, main
 with exit_codes("The same command goes on"):
     flags = dict(epochs={epochs}, max_train_images=256, dataset="digits", val_size=20, output_dir=sys.argv[1])
-    main(SuiteConfig("recipe", **flags, parallel=1000))  # one thread
+    main(SuiteConfig("recipe", **flags, parallel=1000))  # both at once, one thread each
 """
 
 
@@ -465,28 +469,42 @@ def test_a_stopped_suite_leaves_a_saved_run_behind_and_the_same_command_ends_as_
     driver = tmp_path / "driver.py"
     driver.write_text(DRIVER.format(root=str(ROOT), tiny=TINY, epochs=EPOCHS))
     command = [sys.executable, str(driver), str(tmp_path / "out")]
-    folder = tmp_path / "out" / "recipe" / "plain" / "seed-1"
-    log, owner = folder.with_name("seed-1.log"), folder / ".lock-owner"
+    folders = [tmp_path / "out" / "recipe" / name / "seed-1" for name in ("plain", "wide")]
+    logs = [folder.with_name("seed-1.log") for folder in folders]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        began = folder / "training_history.json"
-        wait_until(lambda: process.poll() is not None or (began.exists() and bool(epochs(folder))))
+        began = [folder / "training_history.json" for folder in folders]
+        wait_until(lambda: process.poll() is not None or all(map(has_an_epoch, began)))
         assert process.poll() is None, process.stderr and process.stderr.read()
-        holder = int(owner.read_text().split()[1])
+        holders = [int((folder / ".lock-owner").read_text().split()[1]) for folder in folders]
+        time.sleep(random.random())  # seconds, of some five
         process.send_signal(number)
         process.communicate(timeout=PATIENCE)
     assert process.returncode == code
-    wait_until(lambda: processes().get(holder, "X")[0] in "ZX")  # the killed suite's run ends too
-    assert 1 <= len(epochs(folder)) < EPOCHS
-    assert f"stopped. saved in {folder}" in log.read_text()
+    wait_until(lambda: all(processes().get(holder, "X")[0] in "ZX" for holder in holders))  # the suite's runs end too
+    for folder, log in zip(folders, logs, strict=True):
+        assert 1 <= len(epochs(folder)) < EPOCHS
+        assert f"stopped. saved in {folder}" in log.read_text()
     if number == signal.SIGINT:
         return  # the rest would be the same
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert f"done {folder}" in done.stdout
-    assert "Resumed" in log.read_text()
-    settings = json.loads((folder / "config.json").read_text())["command"][1:]
-    flags = settings[1 : settings.index("--output-dir")]
-    assert launcher.run("train_vit_cifar10.py", *flags, "--output-dir", tmp_path / "whole").code == 0
-    assert history_of(folder) == history_of(tmp_path / "whole")
+    for folder, log in zip(folders, logs, strict=True):
+        assert f"done {folder}" in done.stdout
+        assert "Resumed" in log.read_text()
+        settings = json.loads((folder / "config.json").read_text())["command"][1:]
+        flags, name = settings[1 : settings.index("--output-dir")], folder.parent.name
+        whole = tmp_path / "whole" / "recipe" / name / "seed-1"
+        assert launcher.run("train_vit_cifar10.py", *flags, "--output-dir", whole).code == 0
+        assert history_of(folder) == history_of(whole)
+    columns = ["run", "seeds", "epochs", "images seen", "best (%)", "last (%)", "test (%)"]
+    ended, expected = (
+        to_markdown(group([read_run(root / "recipe" / name / "seed-1") for name in ("plain", "wide")]), columns)
+        for root in (tmp_path / "out", tmp_path / "whole")
+    )
+    assert ended == expected
+
+
+def has_an_epoch(path: Path) -> bool:
+    return path.exists() and bool(epochs(path.parent))
 
 
 def epochs(folder: Path) -> list[float]:

@@ -109,6 +109,13 @@ def test_two_intervals_are_said_to_be_two(runs):
     assert "intervals" not in tables.differences("[ab]*/* from a-baseline/*", "last (%) of 1,000 images")
 
 
+def test_runs_are_in_the_order_of_their_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    for name in ("10-b", "9-a", "1-c"):
+        write_run(tmp_path / name, [70.0])
+    assert [Path(run.name).name for run in tables.read_runs("*")] == ["1-c", "9-a", "10-b"]
+
+
 def test_a_page_that_is_not_there_is_named():
     with pytest.raises(UsageError, match=r"READM\.md"):
         tables.main(["READM.md"])
