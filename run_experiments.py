@@ -36,7 +36,7 @@ from evaluation.comparable import same_means
 from resnet import ResNet18
 from train_resnet_cifar10 import ResNetConfig
 from training.cli import parse, parse_training_command
-from training.console import format_time, say
+from training.console import counted, format_time, say
 from training.data import Dataset, channel_stats, load_dataset
 from training.distributed import num_cpus
 from training.errors import RunError, UsageError, exit_codes
@@ -236,6 +236,8 @@ def run(config: SuiteConfig, todo: list[Job], num_images: int) -> list[Job]:
                 try:
                     job.start(config.threads)
                     running.append(job)
+                    if bar.disable:  # no terminal
+                        say(f"begun {job.folder}, its console is {job.log}")
                 except RunError as error:
                     failed.append(job)
                     say(f"FAILED {job.name} in {job.folder}: {error}")
@@ -297,7 +299,8 @@ def print_plan(config: SuiteConfig, jobs: list[Job], todo: list[Job], num_images
     ends = [0.0] * config.parallel
     for job in todo:  # each begins where a place is free first
         ends[ends.index(min(ends))] += seconds[job.name] * (1 - job.share_done())
-    print(f"All that is left: {format_time(max(ends))}, {config.parallel} at a time with {config.threads} threads each")
+    threads = counted(config.threads, "thread")
+    print(f"All that is left: {format_time(max(ends))}, {config.parallel} at a time with {threads} each")
 
 
 def measure(config: SuiteConfig, job: Job, beside: int, num_images: int, num_test_images: int) -> float:

@@ -115,21 +115,22 @@ def print_ready(
     eval_loader: ImageLoader,
 ) -> None:  # fmt: skip
     """What is about to run, on what."""
-    device, img_size = train_loader.images.device, config.img_size
-    num_classes = len(metadata["data"]["class_names"])
+    device, num_classes = train_loader.images.device, len(metadata["data"]["class_names"])
     images = f"{len(train_loader.images):,} training and {len(eval_loader.images):,} {eval_loader.split} images"
-    hardware = f"{cpu_name()}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+    threads = console.counted(torch.get_num_threads(), "thread")
+    hardware = f"{cpu_name()}, {threads}" if device.type == "cpu" else str(device)
     if distributed.world_size() > 1:
         hardware = f"{distributed.world_size()} processes of {hardware}"
     small = f", {config.small_epochs} with images of half the size" if config.small_epochs else ""
-    schedule = f"{config.num_epochs} epochs ({config.warmup:g} of them to warm up{small}) of {len(train_loader)} steps"
+    epochs, steps = console.counted(config.num_epochs, "epoch"), console.counted(len(train_loader), "step")
     console.say(
         f"Model     {metadata['model_name']}: {metadata['num_parameters']:,} parameters, "
         f"{metadata['flops'] / 1e9:.3g} GFLOP an image (forward and backward)\n"
         f"Device    {hardware}, {metadata['precision']} ({why_precision})\n"
         f"Compile   {why_compiled}\n"
-        f"Data      {config.dataset}: {images}, {img_size}x{img_size}, {num_classes} classes\n"
-        f"Training  {schedule}, {config.batch_size} images a step, {config.optimizer}, seed {config.seed}\n"
+        f"Data      {config.dataset}: {images}, {config.img_size}x{config.img_size}, {num_classes} classes\n"
+        f"Training  {epochs} ({config.warmup:g} to warm up{small}) of {steps}, {config.batch_size} images a step, "
+        f"{config.optimizer}, seed {config.seed}\n"
         f"Output    {config.output_dir}"
     )
 

@@ -24,7 +24,7 @@ NOTES = {  # by the number of sides that have several seeds
     2: "Where both sides have several seeds, the interval is Welch's, over the seeds.",
 }
 
-MANY = "Each of the {} intervals is for one comparison; the chance that all contain the true difference is below 95 %."
+MANY = "Each of the {} intervals is for one comparison; the chance that none misses the true difference is below 95 %."
 
 
 @dataclass(frozen=True)

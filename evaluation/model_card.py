@@ -8,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evaluation.exported import DTYPES, WEIGHTS
 from evaluation.trained import TrainedModel
-from training.console import format_time
+from training.console import counted, format_time
 from training.history import mean_speed, monitored_split, read_object
 from training.weight_files import FILES
 
@@ -96,6 +96,6 @@ def cost_of(trained: TrainedModel) -> str:
     if trained.moved:
         hardware = ", resumed under other conditions (machine, threads or versions)"
     num_epochs, planned = len(records["epoch"]), trained.num_epochs
-    number = f"{num_epochs} of {planned}" if num_epochs < planned else f"{num_epochs}"
+    number = f"{num_epochs} of {planned} epochs" if num_epochs < planned else counted(num_epochs, "epoch")
     time, speed = format_time(sum(records["epoch_time"])), mean_speed(records)
-    return f"{number} epoch{'s' * (planned > 1 or num_epochs > 1)} in {time}{hardware}, {speed:,.0f} training images/s."
+    return f"{number} in {time}{hardware}, {speed:,.0f} training images/s."

@@ -8,6 +8,7 @@ from typing import Any
 
 from config_vit_cifar10 import TrainConfig, ViTConfig
 from training import history
+from training.console import counted
 from training.errors import RunError
 from training.provenance import FREE_ON_RESUME, MARCH
 
@@ -103,8 +104,7 @@ class RunRecord:
             raise RunError(f"{self.name}: config.json does not say on which processor and how many threads the run was")
         if device != "cpu":
             raise RunError(f"{self.name} ran on {device}: its minutes are not those of CPU cores")
-        number = threads * processes
-        return f"{number} thread{'s' * (number != 1)} ({cpu})"
+        return f"{counted(threads * processes, 'thread')} ({cpu})"
 
     @property
     def images_per_second(self) -> float:

@@ -19,12 +19,17 @@ def format_time(seconds: float) -> str:
     return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
 
 
+def counted(number: int, noun: str) -> str:
+    """1 thread, 2 threads."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def say(text: str, stream: TextIO | None = None) -> None:
     """Print, above a progress bar too. A full disk or a terminal that is gone takes nothing, and ends nothing."""
-    stream = stream or sys.stdout
+    file: TextIO = stream or sys.stdout
     try:
-        tqdm.write(text, stream)
-        stream.flush()
+        tqdm.write(text, file)
+        file.flush()
     except BrokenPipeError:  # nobody reads it: see exit_codes
         raise
     except OSError:
@@ -102,9 +107,8 @@ class TrainProgress:
         if count >= min(TIMED_BATCHES, self.num_batches - self.batches_done):
             rate = self.timed_images / (time.perf_counter() - self.started)
             left = format_time((self.images_left - self.images_done) / rate)
-            epochs = "1 epoch" if self.epochs_left == 1 else f"{self.epochs_left} epochs"
             speed = f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
-            say(f"  {speed} images/s: about {left} for the training steps of {epochs}")
+            say(f"  {speed} images/s: about {left} for the training steps of {counted(self.epochs_left, 'epoch')}")
             self.epochs_left = 0
 
     def close(self) -> None:

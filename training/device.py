@@ -21,7 +21,7 @@ from training.optim import REL_POS
 
 PYTHON_H = Path(sysconfig.get_path("include"), "Python.h")
 FLOPS_PER_CORE = 1e11  # floating-point operations a second, roughly, of a CPU core in a training step
-SECONDS_THAT_PAY = 1800  # of training, from which compiling pays: it takes a minute and saves some 7 %
+SECONDS_THAT_PAY = 1800  # of training, from which compiling pays: it takes a minute and saves a tenth
 
 
 def select_device(name: str) -> torch.device:

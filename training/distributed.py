@@ -64,14 +64,14 @@ def num_cpus() -> int:
 
 
 @functools.cache
-def board() -> PrefixStore:
+def store() -> PrefixStore:
     """torchrun's store, on which the processes leave notes before they are connected; PeerError where it is gone."""
     try:
-        store, *_ = next(iter(rendezvous("env://", timeout=timedelta(seconds=30))))  # it is older than this process
+        shared, *_ = next(iter(rendezvous("env://", timeout=timedelta(seconds=30))))  # it is older than this process
     except dist.DistError:
         raise PeerError("torchrun can't be reached: another process of this run has ended") from None
-    store.set_timeout(timedelta(minutes=30))  # torch's own, for what torch waits for
-    return PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)  # it outlives a restart
+    shared.set_timeout(timedelta(minutes=30))  # torch's own, for what torch waits for
+    return PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), shared)  # it outlives a restart
 
 
 @contextlib.contextmanager
@@ -85,7 +85,7 @@ def peers() -> Iterator[None]:
     if world_size() == 1:
         yield
         return
-    board()  # while it is there: an error may come when it is not
+    store()  # while it is there: an error may come when it is not
     try:
         yield
     except (Exception, KeyboardInterrupt, Terminated) as error:
@@ -108,12 +108,12 @@ def leave_together(error: BaseException) -> bool:
     first = ended[rank() - int(os.environ.get("LOCAL_RANK", 0))]
     with contextlib.suppress(RuntimeError, KeyboardInterrupt, Terminated):  # the store is gone; a signal ends the wait
         why = first_line(error) if isinstance(error, Exception) else "it was stopped"
-        board().compare_set("failed", "", f"process {rank()}: {why}")  # the first note stays
-        board().set(ended[rank()], "")
+        store().compare_set("failed", "", f"process {rank()}: {why}")  # the first note stays
+        store().set(ended[rank()], "")
         end = time.monotonic() + SECONDS_TO_READ
-        while not board().check(ended) and time.monotonic() < end:
+        while not store().check(ended) and time.monotonic() < end:
             time.sleep(0.1)
-        return board().check([first])
+        return store().check([first])
     return False
 
 
@@ -135,27 +135,27 @@ def rank_0_first(device: torch.device, shared: dict[str, Any]) -> Iterator[None]
         yield
         return
     everyone = range(world_size())
-    board().set(f"settings {rank()}", json.dumps(shared))
+    store().set(f"settings {rank()}", json.dumps(shared))
     wait_for([f"settings {number}" for number in everyone])
-    found = [json.loads(board().get(f"settings {number}")) for number in everyone]
+    found = [json.loads(store().get(f"settings {number}")) for number in everyone]
     for name in shared:
         if len(values := sorted({str(settings[name]) for settings in found})) > 1:
             raise UsageError(f"{name} is not the same in all processes ({', '.join(values)}): give them the same flags")
     if rank() > 0:
         wait_for(["done 0"])
     yield
-    board().set(f"done {rank()}", "")
+    store().set(f"done {rank()}", "")
     wait_for([f"done {number}" for number in everyone])
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=PrefixStore("group", board()), rank=rank(), world_size=world_size())
+    dist.init_process_group(backend, store=PrefixStore("group", store()), rank=rank(), world_size=world_size())
     share_cores()
 
 
 def wait_for(names: list[str]) -> None:
-    """Wait until all names are on the board; the store's own waiting would end with an error after minutes."""
-    while not board().check(names):
-        if board().check(["failed"]):
-            raise PeerError(f"another process of this run ended before it began: {board().get('failed').decode()}")
+    """Wait until all names are in the store; its own waiting would end with an error after minutes."""
+    while not store().check(names):
+        if store().check(["failed"]):
+            raise PeerError(f"another process of this run ended before it began: {store().get('failed').decode()}")
         time.sleep(0.1)
 
 

@@ -72,8 +72,7 @@ class ImageLoader:
         self.batch_size = batch_size
         self.shuffle_seed = shuffle_seed
         self.augmentation, self.mixing = augmentation, mixing
-        self.small_epochs = small_epochs
-        self.num_workers = num_workers
+        self.small_epochs, self.num_workers = small_epochs, num_workers
         self.rank, self.world_size = rank, world_size
         self.split = split
         self.epoch, self.start_step = 0, 0
