@@ -59,16 +59,7 @@ def plot_comparison(curves: Sequence[Curves], path: Path, lines: Sequence[DataLi
         loss = np.array([history[f"{split}_loss"] for history in one.histories])
         accuracy = np.array([history[f"{split}_acc"] for history in one.histories])
         time = np.mean([next(remaining) for _ in one.histories], axis=0)
-        if i < MAX_COLOURED:
-            seeds = f", {len(one.histories)} seeds" if len(one.histories) > 1 else ""
-            name = short(one.name, 140 // ncols - 20)
-            name = f" {name}" if name.startswith("_") else name  # else matplotlib leaves it out of the legend
-            style = {
-                "color": COLOURS[i], "linestyle": STYLES[i % 4], "marker": marker_for(epochs.tolist()),
-                "label": f"{name} ({split}{seeds})", "zorder": 2,
-            }  # fmt: skip
-        else:
-            style = {"color": "0.8", "linewidth": 0.8, "zorder": 1}
+        style = style_of(one, i, split, 140 // ncols - 20)
         draw(loss_axes, epochs, loss, style)
         draw(acc_axes, epochs, accuracy, style)
         if one.timed:
@@ -99,6 +90,19 @@ def plot_comparison(curves: Sequence[Curves], path: Path, lines: Sequence[DataLi
     )
     save_figure(figure, path)
     return num_grey
+
+
+def style_of(one: Curves, place: int, split: str, length: int) -> dict[str, Any]:
+    """How the curve in that place, from 0, is drawn; its name in the legend has at most `length` characters."""
+    if place >= MAX_COLOURED:
+        return {"color": "0.8", "linewidth": 0.8, "zorder": 1}
+    seeds = f", {len(one.histories)} seeds" if len(one.histories) > 1 else ""
+    name = short(one.name, length)
+    name = f" {name}" if name.startswith("_") else name  # else matplotlib leaves it out of the legend
+    return {
+        "color": COLOURS[place], "linestyle": STYLES[place % 4], "marker": marker_for(one.histories[0]["epoch"]),
+        "label": f"{name} ({split}{seeds})", "zorder": 2,
+    }  # fmt: skip
 
 
 def draw(axes: Axes, x: np.ndarray, values: np.ndarray, style: dict[str, Any]) -> None:

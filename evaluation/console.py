@@ -10,11 +10,8 @@ def print_evaluation(evaluation: dict[str, Any]) -> None:
     print_table(evaluation)
     low, high = evaluation["accuracy_interval"]
     error = 100 * evaluation["calibration"]["expected_calibration_error"]
-    print(
-        f"\n95% interval {low:.2f} to {high:.2f}%; "
-        + f"top-3 accuracy {evaluation['top3_accuracy']:.2f}%; " * (len(evaluation["per_class"]) > 3)
-        + f"expected calibration error {error:.2f}%"
-    )
+    top3 = f"top-3 accuracy {evaluation['top3_accuracy']:.2f}%; " if len(evaluation["per_class"]) > 3 else ""
+    print(f"\n95% interval {low:.2f} to {high:.2f}%; {top3}expected calibration error {error:.2f}%")
     steps = f", {evaluation['steps_since_epoch']} steps on" if evaluation["steps_since_epoch"] else ""
     print(f"Test loss {evaluation['loss']:.4f}; {evaluation['model_name']} of epoch {evaluation['epoch']}{steps}.")
     if evaluation["evaluation_precision"] != evaluation["precision"]:

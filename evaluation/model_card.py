@@ -7,7 +7,7 @@ import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evaluation.exported import DTYPES, WEIGHTS
-from evaluation.trained import TrainedModel
+from evaluation.trained import MOVED, TrainedModel
 from training.console import counted, format_time
 from training.history import mean_speed, monitored_split, read_object
 from training.weight_files import FILES
@@ -94,7 +94,7 @@ def cost_of(trained: TrainedModel) -> str:
     if run.get("world_size", 1) != 1:
         hardware += f", {run['world_size']} processes"
     if trained.moved:
-        hardware = ", resumed under other conditions (machine, threads or versions)"
+        hardware = f", {MOVED}"
     num_epochs, planned = len(records["epoch"]), trained.num_epochs
     number = f"{num_epochs} of {planned} epochs" if num_epochs < planned else counted(num_epochs, "epoch")
     time, speed = format_time(sum(records["epoch_time"])), mean_speed(records)

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as tv
 from evaluation import mistakes
 from evaluation.corruptions import CORRUPTIONS
 from evaluation.figures import FIGURES, Results
-from evaluation.trained import TrainedModel
+from evaluation.trained import MOVED, TrainedModel
 from training.console import format_time
 from training.files import write_atomically
 from training.history import mean_speed, monitored_split
@@ -57,7 +57,7 @@ def describe(trained: TrainedModel) -> dict[str, Any]:
     if isinstance(machine.get("versions"), dict):
         machine["versions"] = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     if trained.moved:  # what is known is of the run's end
-        machine = {"machine": "resumed under other conditions (machine, threads or versions)"}
+        machine = {"machine": MOVED}
     cost = records and {
         "epochs": len(records["epoch"]), "planned": trained.num_epochs,
         "time": format_time(sum(records["epoch_time"])), "images_per_second": mean_speed(records),

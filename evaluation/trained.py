@@ -16,6 +16,8 @@ from training.device import autocast, select_precision
 from training.engine import predict
 from training.errors import RunError, first_line
 
+MOVED = "resumed under other conditions (machine, threads or versions)"  # of a run, see TrainedModel.moved
+
 
 @dataclass(frozen=True)
 class TrainedModel:

@@ -17,7 +17,7 @@ NOT_DECAYED = ("cls_token", "pos_embed", REL_POS)  # beside biases and norms
 def create_optimizer(
     model: nn.Module, name: str, learning_rate: float, weight_decay: float, muon_learning_rate: float = 0.02
 ) -> torch.optim.Optimizer:
-    """ "adamw", "sgd" (Nesterov momentum 0.9) or "muon"; weight decay on the weights of linear and conv layers only.
+    """AdamW, SGD with Nesterov momentum 0.9, or Muon; weight decay on the weights of linear and conv layers only.
 
     Biases, norms, the class token and the positions have no decay, as in timm and DeiT. Muon takes the weights
     of the hidden layers; the first and the last layer's, and all that have no decay, get AdamW.
