@@ -146,7 +146,7 @@ def test_best_model(
     model.load_state_dict(best["model"])
     test = evaluate(model, test_loader, dtype)
     if run.folder:
-        history.write_json(run.folder.path / "test_result.json", test | {"epoch": best["epoch"]})
+        history.write_json(run.folder.path / "test_result.json", test | {"epoch": best["epoch"]} | run.cost)
     console.say(f"Test Loss of that model: {test['test_loss']:.4f} | Test Acc: {test['test_acc']:.2f}%")
 
 

@@ -302,7 +302,9 @@ def test_what_a_state_holds_is_named_in_the_file_and_an_epochs_end_begins_the_ne
     state = new_state(1, "adamw")
     train(state, 1, lambda: None)
     saved = state.state_dict()
-    assert saved.keys() == {"epoch", "epoch_sums", "history", "model", "optimizer", "random_states"}
+    assert saved.keys() == {
+        "epoch", "epoch_sums", "history", "startup_seconds", "model", "optimizer", "random_states",
+    }  # fmt: skip
     assert saved["epoch"] == state.epoch == 1
     assert set(saved["epoch_sums"].values()) == {0}
     assert saved["history"]["lr"] == pytest.approx([0.01 * 0.8535534])  # a quarter down the cosine

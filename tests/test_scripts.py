@@ -653,6 +653,25 @@ def test_held_out_images_choose_the_epoch_and_the_test_images_are_looked_at_once
     correct = (logits.argmax(dim=1) == labels).sum().item()
     assert float(test_acc) == pytest.approx(100 * correct / 360, abs=0.006)
     assert load(folder / "best_model.pth")["split"] == "val"
+    found = read_strict_json(folder / "test_result.json")
+    assert (f"{found['test_acc']:.2f}", found["epoch"]) == (test_acc, 1)
+
+
+def test_the_test_result_says_what_the_run_cost_over_all_its_starts(run, tmp_path):
+    command = ["train_vit_cifar10.py", *SHORT, "--val-size", "200", "--output-dir", tmp_path]
+    assert run(*command).code == 0
+    first = read_strict_json(tmp_path / "test_result.json")
+    num_images = read_strict_json(tmp_path / "config.json")["data"]["num_train_images"]
+    assert first["images_seen"] == num_images
+    [startup] = first["startup_seconds"]
+    assert startup > 0
+    assert run(*command, "--resume", "--extend", "--num-epochs", "2").code == 0
+    longer = read_strict_json(tmp_path / "test_result.json")
+    assert (longer["images_seen"], longer["steps"]) == (2 * num_images, 2 * first["steps"])
+    assert longer["startup_seconds"][:-1] == [startup]
+    assert longer["seconds"] == sum(read_strict_json(tmp_path / "training_history.json")["epoch_time"])
+    assert run(*command, "--resume", "--num-epochs", "2").code == 0  # nothing is left to train
+    assert read_strict_json(tmp_path / "test_result.json") == longer
 
 
 def test_resnet_trains_in_the_same_loop_and_the_evaluator_takes_its_checkpoint(run, tmp_path):

@@ -78,6 +78,7 @@ class TrainingState:
     device: torch.device
     history: History  # of the finished epochs
     sums: EpochSums = field(default_factory=EpochSums)  # of the unfinished one
+    startup_seconds: list[float] = field(default_factory=list)  # until the first step, of each process that trained it
 
     @property
     def epoch(self) -> int:
@@ -95,6 +96,7 @@ class TrainingState:
             "epoch": self.epoch,
             "epoch_sums": asdict(self.sums),
             "history": self.history,
+            "startup_seconds": self.startup_seconds,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "random_states": distributed.gather(get_random_state(self.device)),  # one for each rank
@@ -108,6 +110,7 @@ class TrainingState:
             if distributed.rank() < len(state["random_states"]):
                 set_random_state(state["random_states"][distributed.rank()], self.device)
             self.history, self.sums = state["history"], EpochSums(**state["epoch_sums"])
+            self.startup_seconds = list(state.get("startup_seconds", []))  # early runs did not save it
             if state["epoch"] != self.epoch:
                 raise ValueError("epochs are missing in its history")
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:

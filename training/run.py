@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from training import checkpoint, console, distributed, history
+from training import BEGAN, checkpoint, console, distributed, history
 from training.data.contact_sheet import save_contact_sheet
 from training.data.loader import ImageLoader
 from training.engine import EpochSums
@@ -174,9 +174,20 @@ class Run:
         """Steps of the whole run so far."""
         return self.state.epoch * len(self.loader) + self.sums.step
 
+    @property
+    def cost(self) -> dict[str, Any]:
+        """What the finished epochs took: images, steps, seconds, and before them, for each start, seconds to begin."""
+        epochs, seconds = self.state.history["epoch_time"], self.state.startup_seconds
+        return {
+            "images_seen": len(epochs) * len(self.loader.images), "steps": self.steps_done, "seconds": sum(epochs),
+            "startup_seconds": seconds,
+        }  # fmt: skip
+
     def epochs(self) -> Iterator[int]:
         """The numbers, from 0, of the epochs that are left, with the loader set to the place where each goes on."""
         loader, first, last, small = self.loader, self.state.epoch, self.config.num_epochs, self.config.small_epochs
+        if first < last:
+            self.state.startup_seconds.append(time.perf_counter() - BEGAN)
         for epoch in range(first, last):
             console.print_epoch_header(epoch + 1, last)
             loader.set_epoch(epoch, self.sums.step)

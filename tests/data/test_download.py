@@ -209,6 +209,13 @@ def test_each_line_is_in_the_log_at_once(tmp_path):
             assert log.read_text().splitlines() == ["Downloading URL (10.0 MB)", *lines]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_console_on_a_full_disk_ends_no_download(cifar, mirror, folder):
+    with contextlib.suppress(OSError), open("/dev/full", "w") as file, contextlib.redirect_stdout(file):
+        dataset = get(folder, mirror.url)
+    assert_whole(dataset, cifar)
+
+
 def test_on_a_terminal_a_bar_stands_in_for_the_lines(cifar, mirror, folder, capsys, monkeypatch):
     monkeypatch.setattr(download, "tqdm", SeenBar)
     assert_whole(get(folder, mirror.url), cifar)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.transforms.v2 import functional as tv
 
+from training.console import say
 from training.data.augment import Augmentation, random_stream
 from training.data.image_folder import read_image_folder
 from training.data.loader import ImageLoader, chunk_size
@@ -129,7 +130,7 @@ def get_cifar10_dataloaders(
     # where none is left out, no copy is needed
     images, labels = (x[kept] if len(kept) < total else x for x in (dataset.train_images, dataset.train_labels))
     if rank == 0 and (num_lost := num_classes - len(labels.unique())):
-        print(f"note: no training images are left of {num_lost} of {num_classes} classes", flush=True)
+        say(f"note: no training images are left of {num_lost} of {num_classes} classes")
     augmentation = replace(augmentation, horizontal_flip=augmentation.horizontal_flip and dataset.mirrorable)
     train_loader = ImageLoader(
         images, labels, mean, std, batch_size, shuffle_seed=seed, augmentation=augmentation, mixing=mixing,

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from torchvision.datasets.utils import calculate_md5
 from tqdm import tqdm
 
+from training.console import say
 from training.errors import RunError, first_line
 
 TIMEOUT = 30  # seconds without a byte, after which the download ends; a slow server has all the time it needs
@@ -47,7 +48,7 @@ def one_process(folder: Path, name: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         acquired = lock.acquire(blocking=False)
     except Timeout:
-        print(f"Waiting for another process that downloads or unpacks {name}", flush=True)
+        say(f"Waiting for another process that downloads or unpacks {name}")
         acquired = lock.acquire()
     except OSError as error:
         raise RunError(f"can't write to {folder}: {first_line(error)}") from None
@@ -99,13 +100,13 @@ def show_progress(blocks: Iterable[bytes], url: str, start: int, total: int | No
     with tqdm(desc="downloading", initial=start, total=total, unit="B", unit_scale=True, disable=None) as bar:
         if bar.disable:
             resumed = f", {start / 1e6:.1f} MB of it are here" if start else ""
-            print(f"Downloading {url} ({size}{resumed})", flush=True)
+            say(f"Downloading {url} ({size}{resumed})")
         for block in blocks:
             before, received = received, received + len(block)
             bar.update(len(block))
             if bar.disable and lines_due(received, total) > lines_due(before, total):
                 percent = f" ({100 * received // total}%)" if total else ""
-                print(f"  {received / 1e6:.1f} MB{percent}", flush=True)
+                say(f"  {received / 1e6:.1f} MB{percent}")
             yield block
 
 

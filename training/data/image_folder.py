@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision.datasets.folder import make_dataset
 from tqdm import tqdm
 
+from training.console import say
 from training.errors import RunError, first_line, is_out_of_memory
 from training.files import read_sealed, write_sealed
 
@@ -39,7 +40,7 @@ def read_image_folder(root: Path, img_size: int, cache: bool) -> dict[str, Any]:
         return cached
     if left_out:
         kinds = ", ".join(f"{number:,} {kind or 'without an extension'}" for kind, number in left_out.most_common(5))
-        print(f"note: files in {root} that are no pictures by their names are left out: {kinds}", flush=True)
+        say(f"note: files in {root} that are no pictures by their names are left out: {kinds}")
     content: dict[str, Any] = {"class_names": class_names}
     for split, pairs in samples.items():
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -51,7 +52,7 @@ def read_image_folder(root: Path, img_size: int, cache: bool) -> dict[str, Any]:
         try:
             write_sealed(cache_file, content | {"fingerprint": key})
         except RunError as error:  # a read-only folder or a full disk: the run works without a cache
-            print(f"note: the images are not cached: {error}")
+            say(f"note: the images are not cached: {error}")
     return content
 
 
