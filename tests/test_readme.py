@@ -1,6 +1,7 @@
 """README.md and docs/ against the repository: links, flags, files, and the counts that the README states."""
 
 import ast
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -101,6 +102,38 @@ def test_the_reference_has_the_defaults():
 def test_the_readme_has_the_numbers_of_parameters(preset, words):
     number = sum(p.numel() for p in VisionTransformer(**ViTConfig.from_preset(preset).model_args).parameters())
     assert words.format(number if "," in words else number / 1e6) in README
+
+
+def rows_of_table(page: str, first_column: str) -> list[list[str]]:
+    """The cells of the table on a page of docs/ whose first column has that heading, its heading left out."""
+    table = (ROOT / "docs" / page).read_text().split(f"\n| {first_column} |")[1].split("\n\n")[0]
+    return [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+
+
+def test_the_page_of_the_speed_has_the_rates_that_were_measured():
+    measured = json.loads((ROOT / "results" / "throughput.json").read_text())["images_per_second"]
+    rates = {name: f"{row['images_per_second']:.1f}" for name, row in measured.items()}
+    called = {"this repository": "ours", "the step's matrix products alone": "products alone"}
+    for title, *cells in rows_of_table("speed.md", "images/s"):
+        name = title.partition(" (")[0]
+        columns = [f"{called.get(name, name)} {kind}" for kind in ("fp32", "bf16", "fp32 compiled", "bf16 compiled")]
+        assert cells == [rates.get(column, "") for column in columns]
+    measured = json.loads((ROOT / "results" / "augment_benchmark.json").read_text())["pipelines"]
+    rows = rows_of_table("speed.md", "pipeline")
+    assert [rate for _, rate in rows] == [f"{rate:,.0f}" for rate in measured.values()]
+    assert all(name.replace(",", "") in title.replace(",", "") for (title, _), name in zip(rows, measured, strict=True))
+
+
+def test_the_page_of_the_newer_recipe_has_the_sizes_of_its_presets():
+    rows = {title: cells for title, *cells in rows_of_table("newer-recipe.md", "setting")}
+    for i, preset in enumerate(["baseline", "cpu-15min", "cpu-1h", "overnight"]):
+        config = ViTConfig.from_preset(preset)
+        number = sum(p.numel() for p in VisionTransformer(**config.model_args).parameters())
+        assert rows["width, blocks, heads"][i] == f"{config.embed_dim}, {config.depth}, {config.num_heads}"
+        assert rows["parameters"][i] == f"{number:,}"
+        assert (rows["batch"][i], rows["epochs"][i]) == (str(config.batch_size), str(config.num_epochs))
+        small = f"the first {config.small_epochs}" if config.small_epochs else "none"
+        assert rows["of them on images of 16×16"][i] == small
 
 
 def fields(script: Path) -> dict[str, set[str]]:

@@ -54,8 +54,7 @@ def load_digits() -> Dataset:
     labels = torch.from_numpy(labels).long()
     order = stratified_order(labels, seed=0)
     test, train = order[:360], order[360:]
-    names = [str(digit) for digit in range(10)]
-    return Dataset(names, images[train], labels[train], images[test], labels[test], mirrorable=False)
+    return Dataset(list("0123456789"), images[train], labels[train], images[test], labels[test], mirrorable=False)
 
 
 READERS: dict[str, Callable[[Path, int, str, bool], Dataset]] = {  # of (root, img_size, data_url, cache)
