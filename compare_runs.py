@@ -1,7 +1,7 @@
 """Compare runs: print a table, and draw their curves in one figure.
 
     python compare_runs.py checkpoints/vit_tiny_cifar10 checkpoints/resnet18_cifar10
-    python compare_runs.py checkpoints/*/ --markdown table.md --csv table.csv --json table.json
+    python compare_runs.py checkpoints/a checkpoints/b --markdown table.md --csv table.csv --json table.json
 
 Takes the output folders of train_vit_cifar10.py and train_resnet_cifar10.py, also of runs that are not finished. Runs
 that differ only in the seed become one row: mean ± standard deviation. Where a row has several seeds, a second table

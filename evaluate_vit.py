@@ -56,7 +56,7 @@ class EvaluateConfig:
     """dataset of the test images; by default the one that the model was trained on"""
     data_dir: str = ""
     """folder of the dataset; by default the one that the model was trained on"""
-    images: tuple[str, ...] = ()
+    images: tuple[str, ...] | None = None
     """classify these pictures instead of the test images, and show where the model looks in them"""
     compare: str = ""
     """checkpoint of a second model, or the folder of its run, to compare with the first on the same images"""
@@ -72,6 +72,8 @@ class EvaluateConfig:
         for name in self.skip:
             if name not in FIGURES:
                 raise ValueError(f"skip must name figures ({', '.join(FIGURES)}), got {name!r}")
+        if self.images == ():  # as from a pattern of a shell that nothing matches
+            raise ValueError("images names no picture: leave it out to evaluate the test images")
         if self.images:
             for name in ("dataset", "data_dir", "compare", "flip", "corruptions", "skip"):
                 if getattr(self, name):
@@ -168,6 +170,10 @@ def load_test_data(
     same = name == settings["dataset"]
     data_dir = config.data_dir or (settings["data_dir"] if same else "data")
     data_url = settings["data_url"] if same else ""
+    if name == "image-folder" and not config.data_dir and not Path(data_dir).is_dir():
+        raise RunError(
+            f"{subject.path} learned from the pictures in {data_dir}, which is no folder here: give --data-dir"
+        )
     dataset = load(name, data_dir, model.img_size, data_url, settings.get("cache", True))
     if dataset.class_names != model.class_names:
         raise RunError(

@@ -55,7 +55,7 @@ class SuiteConfig:
 
     suite: tyro.conf.Positional[Literal["recipe", "patch-size", "ladder", "data-efficiency", "presets"]]
     """the experiments, listed in config_experiments.py"""
-    only: tuple[str, ...] = ()
+    only: tuple[str, ...] | None = None
     """names of the suite's experiments, to run only these"""
     epochs: int = 0
     """epochs of an experiment whose multiple is 1; 0: as many as its own settings say"""
@@ -84,7 +84,9 @@ class SuiteConfig:
         for name, lowest in {"epochs": 0, "max_train_images": 0, "seeds": 1, "parallel": 1, "val_size": 0}.items():
             if getattr(self, name) < lowest:
                 raise ValueError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
-        if unknown := [name for name in self.only if name not in SUITES[self.suite]]:
+        if self.only == ():  # as from an empty variable of a shell
+            raise ValueError("only names no experiment: leave it out to run the whole suite")
+        if unknown := [name for name in self.only or () if name not in SUITES[self.suite]]:
             names = ", ".join(SUITES[self.suite])
             raise ValueError(f"only must name experiments of {self.suite} ({names}), got {unknown[0]!r}")
 

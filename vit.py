@@ -173,7 +173,7 @@ class VisionTransformer(nn.Module):
         """Normals of std 0.02 as in timm (patches: 1/sqrt(fan-in), as the paper's code; class token 1e-6), zero biases.
 
         `zero_init`, which Muon likes: zeros in the head and in the last layer of each residual branch, so that a block
-        begins as the identity (arXiv 1901.09321); 0.7/sqrt(fan-in) in the other matrices of the blocks.
+        begins as the identity (arXiv 1901.09321); 0.7/sqrt(fan-in), chosen by hand, in the blocks' other matrices.
         """
         if self.cls_token is not None:
             nn.init.normal_(self.cls_token, std=1e-6)

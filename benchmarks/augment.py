@@ -9,19 +9,16 @@ medians are reported. The images are random numbers.
 
 import json
 import statistics
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from throughput import take_turns
+from throughput import describe_machine, take_turns
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository's root, wherever this is started from
-
+from evaluation.comparison import markdown
 from training.cli import parse
 from training.data import DEFAULT_AUGMENTATION
 from training.data.augment import OPERATIONS, magnitude_table
@@ -56,17 +53,13 @@ def main(config: BenchmarkConfig) -> None:
         "ratio": ours / max(theirs.values()),
         "pipelines": pipelines,
         "operations": operations,
-        "threads": torch.get_num_threads(),
-        "torch": str(torch.__version__),
+        **describe_machine(images.device),
     }
     if config.json:
         print(json.dumps(result, indent=2))
         return
     for heading, rates in (("pipeline", pipelines), (f"operation, chunks of {size}", operations)):
-        print(f"| {heading} | images/s |\n|---|---|")
-        for name, rate in rates.items():
-            print(f"| {name} | {rate:,.0f} |")
-        print()
+        print(markdown([{heading: name, "images/s": f"{rate:,.0f}"} for name, rate in rates.items()]))
     print(f"chunks of {size} over the faster of torchvision's: {result['ratio']:.1f} times")
 
 

@@ -7,15 +7,11 @@ floating-point operations. Run it with nothing else running.
 """
 
 import statistics
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from throughput import create_step, take_turns
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository's root, wherever this is started from
+from throughput import ROOT, create_step, describe_machine, take_turns
 
 from training.cli import parse
 from training.device import select_device, select_precision
@@ -25,7 +21,6 @@ from training.history import write_json
 from training.provenance import count_flops
 from vit import VisionTransformer, create_vit_tiny_cifar10
 
-ROOT = Path(__file__).parents[1]
 VARIED: dict[str, list[tuple[str, dict[str, int], int]]] = {  # axis: (label, changed model arguments, batch size)
     "tokens (patch 8, 4, 2)": [(str((32 // p) ** 2 + 1), {"patch_size": p}, 64) for p in (8, 4, 2)],
     "depth": [(str(depth), {"depth": depth}, 64) for depth in (3, 6, 12, 24)],
@@ -60,12 +55,7 @@ def main(config: CostConfig) -> None:
         flops = count_flops(VisionTransformer, 32, **args)
         milliseconds = 1000 * statistics.median(seconds[f"{axis} {label}"]) / batch
         rows.append({"axis": axis, "label": label, "ms_per_image": milliseconds, "gflop_per_image": flops / 1e9})
-    about = {
-        "device": str(device),
-        "threads": torch.get_num_threads(),
-        "precision": str(dtype),
-        "rounds": config.rounds,
-    }
+    about = {**describe_machine(device), "precision": str(dtype), "rounds": config.rounds}
     write_json(Path(config.output_dir) / "cost_by_size.json", {**about, "rows": rows})
     draw(rows, Path(config.output_dir) / "cost_by_size.png")
     for row in rows:

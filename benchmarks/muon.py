@@ -8,28 +8,23 @@ repository's in fp32.
 """
 
 import statistics
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from throughput import take_turns
+from throughput import ROOT, describe_machine, take_turns
 from torch import nn
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository's root, wherever this is started from
 
 from config_vit_cifar10 import ViTConfig
 from training.cli import parse
 from training.device import autocast, select_device, select_precision
 from training.errors import exit_codes
+from training.files import create_folder
 from training.history import write_json
 from training.optim import create_optimizer
-from training.provenance import cpu_name
 from vit import VisionTransformer
-
-ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -44,6 +39,7 @@ class MuonConfig:
 
 def main(config: MuonConfig) -> None:
     """Time forward and backward at both image sizes, and each optimizer's step, in turn."""
+    create_folder(Path(config.output).parent, "--output")
     device = select_device("auto")
     dtype, _ = select_precision("auto", device)
     settings = ViTConfig.from_preset("cpu-1h")
@@ -60,7 +56,7 @@ def main(config: MuonConfig) -> None:
     medians = {name: 1000 * statistics.median(times) for name, times in seconds.items()}
     for name, milliseconds in medians.items():
         print(f"{name:<28} {milliseconds:8.1f} ms, {milliseconds / medians['Muon']:6.2f} times Muon's step")
-    about = {"cpu": cpu_name(), "device": str(device), "threads": torch.get_num_threads(), "precision": str(dtype)}
+    about = {**describe_machine(device), "precision": str(dtype)}
     write_json(Path(config.output), {**about, "batch_size": settings.batch_size, "milliseconds": medians})
 
 

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository's root, whe
 from evaluation.run_record import RunRecord, read_run
 from training.cli import parse
 from training.errors import UsageError, exit_codes
+from training.files import create_folder
 
 PROMISE = {10: (40, 50), 50: (70, 75), 100: (75, 80)}  # percent of the test images, by epoch
 
@@ -35,6 +36,7 @@ def main(config: PromiseConfig) -> None:
     """Print the last accuracy of each run, and draw the curves."""
     if not config.runs:
         raise UsageError("name the folders of the runs, such as results/default-100")
+    create_folder(Path(config.output).parent, "--output")
     runs = [read_run(Path(folder)) for folder in config.runs]
     for run in runs:
         print(f"{run.name}: {run.accuracies[-1]:.2f} % after {len(run.accuracies)} epochs")

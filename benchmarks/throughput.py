@@ -32,11 +32,13 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository's root, wherever this is started from
 
+from evaluation.comparison import markdown
 from resnet import ResNet18
 from training.cli import parse
 from training.device import Compiled, autocast, select_device, select_precision, why_no_compiling
 from training.errors import RunError, UsageError, exit_codes
 from training.optim import create_optimizer
+from training.provenance import cpu_name
 from vit import create_vit_tiny_cifar10
 
 ROOT = Path(__file__).parents[1]
@@ -263,6 +265,12 @@ def resident_memory(pid: int) -> int:
     return 1024 * (own + files)
 
 
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """What the rates depend on beside the code."""
+    names = {"cpu": cpu_name(), "device": str(device), "torch": str(torch.__version__)}
+    return {**names, "threads": torch.get_num_threads()}
+
+
 def main(config: BenchmarkConfig) -> None:
     """Time every candidate in turn, and print the rates and their ratios."""
     device = select_device("auto")
@@ -298,8 +306,7 @@ def main(config: BenchmarkConfig) -> None:
             train_by_command(flags, config.epochs, trainings[name])
     rows = {name: summarize([config.batch_size / time for time in times]) for name, times in seconds.items()}
     rows |= {f"ours {name}": times.summarize() for name, times in trainings.items()}
-    about = {"device": str(device), "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
-    report = {**about, **vars(config), "images_per_second": rows, "ratios": ratios(rows)}
+    report = {**describe_machine(device), **vars(config), "images_per_second": rows, "ratios": ratios(rows)}
     print(json.dumps(report, indent=2) if config.json else table(report))
 
 
@@ -329,20 +336,26 @@ def ratios(rows: dict[str, dict[str, float]]) -> dict[str, float]:
 
 def table(report: dict[str, Any]) -> str:
     """The report as Markdown."""
-    lines = [
-        f"Batch {report['batch_size']}, dropout {DROPOUT}, {report['device']}, {report['threads']} threads, "
-        f"torch {report['torch']}\n",
-        "| training step | images/s (median) | slowest to fastest |\n|---|---|---|",
-    ]
-    for name, row in report["images_per_second"].items():
-        lines.append(f"| {name} | {row['images_per_second']:.1f} | {row['slowest']:.1f} to {row['fastest']:.1f} |")
-    lines.append("\n| whole training | evaluated images/s | highest memory seen, MiB |\n|---|---|---|")
-    for name, row in report["images_per_second"].items():
-        if "evaluated_per_second" in row:
-            lines.append(f"| {name} | {row['evaluated_per_second']:.1f} | {row['peak_memory_mib']:.0f} |")
-    lines.append("\n| ratio | |\n|---|---|")
-    lines += [f"| {name} | {value:.2f} |" for name, value in report["ratios"].items()]
-    return "\n".join(lines)
+    rows = report["images_per_second"]
+    steps = [
+        {
+            "training step": name, "images/s (median)": f"{row['images_per_second']:.1f}",
+            "slowest to fastest": f"{row['slowest']:.1f} to {row['fastest']:.1f}",
+        }
+        for name, row in rows.items()
+    ]  # fmt: skip
+    trainings = [
+        {
+            "whole training": name, "evaluated images/s": f"{row['evaluated_per_second']:.1f}",
+            "highest memory seen, MiB": f"{row['peak_memory_mib']:.0f}",
+        }
+        for name, row in rows.items()
+        if "evaluated_per_second" in row
+    ]  # fmt: skip
+    ratios = [{"ratio": name, "times": f"{value:.2f}"} for name, value in report["ratios"].items()]
+    about = f"{report['cpu']}, {report['device']}, {report['threads']} threads, torch {report['torch']}"
+    tables = "\n".join(map(markdown, (steps, trainings, ratios)))
+    return f"Batch {report['batch_size']}, dropout {DROPOUT}, {about}\n\n{tables}"
 
 
 if __name__ == "__main__":

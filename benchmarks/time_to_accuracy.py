@@ -18,6 +18,7 @@ from evaluation.run_record import RunRecord, read_run
 from evaluation.tables import minutes_table, threads_of
 from training.cli import parse
 from training.errors import UsageError, exit_codes
+from training.files import create_folder
 
 LEVELS = (30, 40, 50, 60, 70, 75, 80, 85)  # percent, for the table
 
@@ -36,6 +37,7 @@ def main(config: TimeConfig) -> None:
     """Print when each run passed each level, and draw the curves."""
     if not config.runs:
         raise UsageError("name the folders of the runs, such as results/time/*")
+    create_folder(Path(config.output).parent, "--output")
     rows = group([read_run(Path(folder)) for folder in config.runs])
     print(minutes_table(rows, LEVELS))
     runs = {name: run for row in rows for name, run in row.named_runs.items()}

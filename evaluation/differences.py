@@ -29,25 +29,19 @@ MANY = "Each of the {} intervals is for one comparison; the chance that none mis
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean accuracy minus another, in points, and its 95 % interval (nan: not known)."""
+    """A mean accuracy minus another, in points."""
 
     points: float
-    low: float
-    high: float
+    interval: tuple[float, float] | None  # 95 %; None where it is not known
     num_several: int  # of the two sides: those that have several seeds
 
     @property
     def verdict(self) -> str:
         """What the interval says; one of single runs says nothing about another training of the two."""
-        if self.low <= 0 <= self.high or math.isnan(self.low):
+        if not self.interval or self.interval[0] <= 0 <= self.interval[1]:
             return "not decided"
-        word = "better" if self.low > 0 else "worse"
+        word = "better" if self.points > 0 else "worse"
         return word if self.num_several else f"{word}, one seed each"
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """Its ends; None where it is not known."""
-        return None if math.isnan(self.low) else (self.low, self.high)
 
     @property
     def cells(self) -> tuple[str, str, str]:
@@ -59,13 +53,14 @@ class Difference:
 def difference(values: Sequence[float], others: Sequence[float], num_images: int | None) -> Difference:
     """The mean of accuracies, a value for each seed, minus that of others. Each is a share of `num_images` if known."""
     num_several = sum(len(side) > 1 for side in (values, others))
-    low, high = math.nan, math.nan
+    interval = None
     if num_several:
-        low, high = seeds_interval(values, others)
+        interval = seeds_interval(values, others)
     elif num_images:
         count, other = (round(fmean(side) * num_images / 100) for side in (values, others))
-        low, high = (100 * bound for bound in shares_interval(count, other, num_images))
-    return Difference(fmean(values) - fmean(others), low, high, num_several)
+        low, high = shares_interval(count, other, num_images)
+        interval = 100 * low, 100 * high
+    return Difference(fmean(values) - fmean(others), interval, num_several)
 
 
 @dataclass(frozen=True)
@@ -122,14 +117,14 @@ def shares_interval(num_correct: int, other_correct: int, num_images: int) -> tu
     return share - other - below, share - other + above
 
 
-def seeds_interval(values: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
+def seeds_interval(values: Sequence[float], others: Sequence[float]) -> tuple[float, float] | None:
     """The 95 % interval of a mean minus another, of which one at least has several values.
 
     Where both have, their variances may be unequal (Welch, 1947, https://doi.org/10.1093/biomet/34.1-2.28). A single
-    value is taken to vary as the others do (Student). Where no side has a variance the interval is not known: nan.
+    value is taken to vary as the others do (Student). Where no side has a variance the interval is not known: None.
     """
     if all(len(set(side)) == 1 for side in (values, others)):
-        return math.nan, math.nan
+        return None
     single = 1 in (len(values), len(others))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # "precision loss", where one side has no variance

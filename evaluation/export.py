@@ -78,8 +78,8 @@ def new_path(path: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
             yield Path(folder) / path.name
             os.rename(Path(folder) / path.name, path)
-    except OSError as error:
-        raise RunError(f"can't write {path}: {first_line(error)}") from None
+    except OSError as error:  # of the disk, or of a program that the export calls
+        raise RunError(f"the export to {path} failed: {first_line(error)}") from None
 
 
 def compare(trained: TrainedModel, logits_of: Callable[[Tensor], Tensor], reader: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
-from scipy.stats import binomtest, ttest_rel
+from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor
 
@@ -98,8 +98,9 @@ def calibration(confidence: Tensor, correct: Tensor) -> dict[str, Any]:
     """How well confidence (n,) predicts which answers are correct (n,): Guo et al., 2017.
 
     expected_calibration_error is the mean distance between the confidence and the accuracy of a bin, weighted by the
-    number of its images. `bins` lists NUM_BINS equal bins: low, high, num_images, and the mean confidence and accuracy
-    in 0..1 (None in an empty bin).
+    number of its images. overconfidence_interval is the 95 % interval of mean_confidence less the accuracy, a share
+    too, by the normal distribution. `bins` lists NUM_BINS equal bins: low, high, num_images, and the mean confidence
+    and accuracy in 0..1 (None in an empty bin).
     """
     bins: list[dict[str, Any]] = []
     index = bin_of(confidence, NUM_BINS)
@@ -113,7 +114,12 @@ def calibration(confidence: Tensor, correct: Tensor) -> dict[str, Any]:
         })  # fmt: skip
     gaps = [row["num_images"] * abs(row["confidence"] - row["accuracy"]) for row in bins if row["num_images"]]
     error = sum(gaps) / len(confidence)
-    return {"expected_calibration_error": error, "mean_confidence": confidence.mean().item(), "bins": bins}
+    excess = confidence - correct.double()
+    middle, half = excess.mean().item(), 1.96 * excess.std(correction=0).item() / len(excess) ** 0.5
+    return {
+        "expected_calibration_error": error, "mean_confidence": confidence.mean().item(),
+        "overconfidence_interval": [middle - half, middle + half], "bins": bins,
+    }  # fmt: skip
 
 
 def most_confused(matrix: np.ndarray, class_names: list[str]) -> list[dict[str, Any]]:
@@ -140,22 +146,23 @@ def compare(right: ArrayLike, other_right: ArrayLike) -> dict[str, Any]:
     """Compare two models on the same images, given which of them (n,) each model gets right.
 
     Counts the images that both, one or none of the models get right. `difference` is the accuracy of the first minus
-    that of the other, in percentage points; difference_interval is its 95 % interval for paired predictions (Student's
-    t). mcnemar_p is the p-value of McNemar's exact test: of the images that only one model gets right, each model
-    would get half if both were equally good (https://doi.org/10.1007/BF02295996).
+    that of the other, in percentage points. mcnemar_p is the p-value of McNemar's exact test: of the images that only
+    one model gets right, each model would get half if both were equally good (https://doi.org/10.1007/BF02295996).
+    difference_interval holds the differences that go with the first's 95 % interval (Clopper and Pearson, 1934) of its
+    share of these images, their number taken as fixed: it is without 0 where the p-value is below 0.05, and only there.
     """
     right, other_right = np.asarray(right, dtype=bool), np.asarray(other_right, dtype=bool)
     both, only, other_only = (
         int(images.sum()) for images in (right & other_right, right & ~other_right, ~right & other_right)
     )
     n, discordant = len(right), only + other_only
-    difference = 100 * (only - other_only) / n
-    low = high = difference
-    if discordant > 0 and n not in (only, other_only):  # else the differences have no variance, and scipy warns
-        low, high = ttest_rel(100 * right.astype(float), 100 * other_right.astype(float)).confidence_interval(0.95)
+    interval, p = [0.0, 0.0], 1.0
+    if discordant:
+        test = binomtest(only, discordant)
+        share = test.proportion_ci(0.95, method="exact")
+        interval, p = [100 * discordant / n * float(2 * end - 1) for end in (share.low, share.high)], float(test.pvalue)
     return {
         "num_both_right": both, "num_only_this_right": only, "num_only_other_right": other_only,
-        "num_both_wrong": n - both - discordant, "difference": difference,
-        "difference_interval": np.clip([low, high], -100, 100).tolist(),
-        "mcnemar_p": float(binomtest(only, discordant).pvalue) if discordant else 1.0,
+        "num_both_wrong": n - both - discordant, "difference": 100 * (only - other_only) / n,
+        "difference_interval": interval, "mcnemar_p": p,
     }  # fmt: skip

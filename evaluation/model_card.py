@@ -19,6 +19,7 @@ RECIPE = (  # the settings that a training is told by, beside the model's own
     *("random_erasing", "mixup_alpha", "cutmix_alpha", "mix_probability", "label_smoothing", "small_images_share"),
     *("freeze_backbone", "layer_decay", "rel_pos_lr_scale", "seed"),
 )
+ZERO_COUNTS = ("seed", "rel_pos_lr_scale", "randaugment_magnitude")  # at 0 these are not off
 DATASETS = {  # as people call them; of an image folder the card has the folder's own name
     "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN", "fashion-mnist": "Fashion-MNIST",
     "digits": "scikit-learn's handwritten digits", "image-folder": "a folder of pictures",
@@ -80,9 +81,10 @@ def recipe_of(config: dict[str, Any]) -> list[str]:
         "randaugment_magnitude": not config.get("auto_augment") or config.get("augment_policy") != "randaugment",
         "mix_probability": not (config.get("mixup_alpha") or config.get("cutmix_alpha")),
         "layer_decay": config.get("layer_decay") == 1,
-        "rel_pos_lr_scale": config.get("rel_pos_lr_scale") == 1,
+        "rel_pos_lr_scale": config.get("pos_embed") != "relative" or config.get("rel_pos_lr_scale") == 1,
     }
-    return [f"{name} {config[name]}" for name in RECIPE if config.get(name) and not without_use.get(name)]
+    on = [name for name in RECIPE if name in config and (config[name] or name in ZERO_COUNTS)]
+    return [f"{name} {config[name]}" for name in on if not without_use.get(name)]
 
 
 def cost_of(trained: TrainedModel) -> str:

@@ -53,7 +53,11 @@ def describe(trained: TrainedModel) -> dict[str, Any]:
     The cost is the number of epochs, done and planned, their time and speed, and the last epoch's accuracy in percent.
     """
     run, records = trained.run, trained.records
-    machine = {name: run[name] for name in ("cpu", "device", "threads", "versions", "git_revision") if name in run}
+    machine = {
+        name: run[name]
+        for name in ("cpu", "device", "threads", "world_size", "versions", "git_revision")
+        if name in run
+    }
     if isinstance(machine.get("versions"), dict):
         machine["versions"] = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     if trained.moved:  # what is known is of the run's end

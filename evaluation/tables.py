@@ -27,7 +27,7 @@ from evaluation.comparable import require_comparable
 from evaluation.comparison import Row, group, markdown, to_markdown
 from evaluation.differences import ACCURACIES, compare, notes, to_cells
 from evaluation.run_record import RunRecord, read_run
-from training.errors import UsageError, exit_codes
+from training.errors import RunError, UsageError, exit_codes
 from training.files import write_atomically
 
 ROOT = Path(__file__).parents[1]
@@ -117,7 +117,7 @@ def minutes_table(rows: Sequence[Row], levels: Sequence[float]) -> str:
 
 
 def threads_of(rows: Sequence[Row]) -> str:
-    """The threads that the runs had, such as "2 threads (AMD EPYC)". UsageError where it isn't the same for all."""
+    """The threads that the runs had, such as "2 threads (AMD EPYC)". RunError where they differ or are not known."""
     first, *others = [run for row in rows for run in row.runs]
     for run in others:
         if run.threads != first.threads:
@@ -141,7 +141,7 @@ def main(pages: list[str]) -> None:
     for page in map(Path, pages):
         try:
             texts[page] = with_tables(page.read_text())
-        except (UsageError, OSError) as error:
+        except (RunError, OSError) as error:
             raise UsageError(f"{page}: {error}") from None
     for page, text in texts.items():
         write_atomically(page, lambda file, text=text: file.write(text.encode()))

@@ -17,7 +17,7 @@ import torch
 
 from config_vit_cifar10 import ViTConfig
 from training.cli import parse_training_command
-from training.errors import RunError, UsageError, exit_codes
+from training.errors import RunError, Terminated, UsageError, exit_codes
 
 OTHER_VALUES = {  # no default among them; together they are a valid config
     "dataset": "digits", "data_dir": "elsewhere", "data_url": "http://mirror/file", "cache": False,
@@ -182,6 +182,7 @@ def test_resume_overwrite_and_extend_are_read():
         ("--mix-probability 2", "mix_probability"),
         ("--val-size -1", "val_size"),
         ("--output-dir=", "output_dir"),
+        ("--compile maybe", "invalid choice 'maybe' for argument '--compile'"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(line, named):
@@ -224,6 +225,26 @@ def test_a_signal_ends_with_its_exit_code_and_advice_and_its_handler_is_put_back
     assert stop.value.code == code
     assert capsys.readouterr() == ("", "\nstopped. Go on with --resume.\n")
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+@pytest.mark.parametrize("way", ["cause", "context"])
+def test_an_error_that_a_signal_became_on_its_way_ends_as_the_signal(stop, code, way, capsys):
+    """As in torch's writer, whose end fails when it is left early, and in the import of a module in C."""
+    error = RuntimeError("unexpected pos")
+    setattr(error, f"__{way}__", stop())
+    with pytest.raises(SystemExit) as ended, exit_codes("Go on with --resume."):
+        raise error
+    assert ended.value.code == code
+    assert capsys.readouterr() == ("", "\nstopped. Go on with --resume.\n")
+
+
+def test_what_could_not_be_done_at_a_signal_is_still_said(capsys):
+    error = RunError("no room")
+    error.__context__ = KeyboardInterrupt()
+    with pytest.raises(SystemExit) as ended, exit_codes():
+        raise error
+    assert (ended.value.code, capsys.readouterr().err) == (1, "error: no room\n")
 
 
 def test_a_sigterm_that_comes_while_an_error_is_being_said_changes_nothing(monkeypatch, capsys):

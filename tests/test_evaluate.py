@@ -130,6 +130,15 @@ def test_all_figures_of_a_vit_are_drawn(digits, capsys):
     assert "No " not in capsys.readouterr().out
 
 
+def test_pictures_that_are_not_where_the_training_found_them_are_asked_for(tmp_path, pictures):
+    path = write_checkpoint(
+        tmp_path / "best_model.pth", tiny_vit(num_classes=2), ["cat", "dog"], 8, one_epoch(), dataset="image-folder",
+        data_dir="elsewhere",
+    )  # fmt: skip
+    with pytest.raises(RunError, match=r"learned from the pictures in elsewhere, which is no folder here: give --data"):
+        main(EvaluateConfig(path, "out", device="cpu"))
+
+
 def test_skipped_figures_are_not_drawn_and_those_of_an_earlier_evaluation_removed(digits, capsys):
     evaluate(digits)
     kept = evaluate(digits, skip=("attention", "predictions"))

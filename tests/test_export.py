@@ -20,7 +20,7 @@ import export_vit
 import train_vit_cifar10
 from config_vit_cifar10 import ViTConfig
 from evaluation import export
-from evaluation.model_card import DATASETS, model_card
+from evaluation.model_card import DATASETS, model_card, recipe_of
 from evaluation.report import describe
 from evaluation.trained import TrainedModel
 from export_vit import ExportConfig, main
@@ -294,6 +294,13 @@ def test_the_card_says_that_held_out_images_which_chose_the_epoch_flatter(runs):
     assert card.count("flatters") == 1
 
 
+def test_the_card_has_a_setting_of_0_where_that_is_not_off_and_none_without_use():
+    settings = ViTConfig.from_preset("cpu-15min").to_dict()
+    assert {"seed 0", "rel_pos_lr_scale 0"} <= set(recipe_of(settings | {"seed": 0, "rel_pos_lr_scale": 0}))
+    assert "rel_pos_lr_scale 30" not in recipe_of(settings | {"pos_embed": "learn"})
+    assert not {"randaugment_magnitude 9", "random_erasing 0.0"} & set(recipe_of(settings))
+
+
 def test_the_card_of_a_fine_tuned_model_names_what_it_began_with(runs):
     flags = [*DEMO, f"--init-from={runs['baseline']}", "--output-dir=tuned"]
     command = parse_training_command(ViTConfig, "", flags)
@@ -466,7 +473,7 @@ def test_a_name_that_is_too_long_is_one_line(runs):
 
 def test_a_place_that_can_not_be_written_is_one_line(runs):
     Path("file").write_text("")
-    with pytest.raises(RunError, match=r"can't write file/vit.pt2"):
+    with pytest.raises(RunError, match=r"the export to file/vit.pt2 failed"):
         export_to("file/vit.pt2", runs["baseline"], "torch-export")
 
 

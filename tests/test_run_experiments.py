@@ -419,6 +419,8 @@ def test_only_the_named_experiments_are_planned_and_a_wrong_name_is_refused(suit
     assert [job.name for job in plan(replace(suite, only=("longer",), seeds=2), 128)] == ["longer", "longer"]
     with pytest.raises(ValueError, match=r"only must name experiments of recipe \(plain, longer\), got 'shorter'"):
         replace(suite, only=("plain", "shorter"))
+    with pytest.raises(ValueError, match="only names no experiment: leave it out"):  # as from an empty shell variable
+        replace(suite, only=())
 
 
 @pytest.mark.parametrize("flags", [{"seeds": 0}, {"parallel": 0}, {"epochs": -1}, {"val_size": -1}])

@@ -82,8 +82,8 @@ def refuse_idle(config: Any, default: Any) -> None:
 def with_values(args: Sequence[str]) -> list[str]:
     """Give `--compile` and `--no-compile`, flags of a setting that may also be "auto", their value."""
     values = {"--compile": "--compile=True", "--no-compile": "--compile=False"}
-    pairs = zip(args, [*args[1:], ""], strict=False)
-    return [word if after in ("auto", "True", "False") else values.get(word, word) for word, after in pairs]
+    pairs = zip(args, [*args[1:], "--"], strict=False)
+    return [values.get(word, word) if after.startswith("-") else word for word, after in pairs]
 
 
 def parse(spec: Any, description: str, args: Sequence[str] | None = None, default: Any = None) -> Any:

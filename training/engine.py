@@ -77,8 +77,7 @@ def train_one_epoch(
 ) -> None:
     """Take the steps that are left of the loader's epoch and add what they come to to `hooks.sums`.
 
-    RunError where the loss or the gradient is not finite, before the step that would have spoilt the weights. Between
-    two syncs the (fused) optimizer itself leaves out a step that is not finite.
+    RunError in a sync after a loss or a gradient that was not finite: before the hooks can save what it spoilt.
     """
     model.train()
     sums, device, num_steps = hooks.sums, loader.images.device, len(loader)
@@ -87,7 +86,7 @@ def train_one_epoch(
     new_images, start = 0, time.perf_counter()  # what the steps since the last sync came to is on the device
     for step, (images, labels) in enumerate(loader, start=sums.step + 1):
         num_images = loader.images_in_step(step - 1)  # of all ranks; a rank's share of the last may be empty
-        optimizer.zero_grad()  # before the forward pass, which in one process has the gradients' memory then
+        optimizer.zero_grad()  # here, not after the step: the forward pass can use the memory of the old gradients
         with autocast(device, dtype):
             logits = model(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing, reduction="sum")
@@ -106,7 +105,6 @@ def train_one_epoch(
             loss_sum, num_correct, norms, num_bad = distributed.add_up(new_sums).tolist()
             if num_bad:
                 raise not_finite(loss, grad_norm, loader.epoch + 1, sums.step + 1, step)
-        optimizer.found_inf = None if sync else (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
         sums.lr = optimizer.param_groups[0]["lr"]
         optimizer.step()
         scheduler.step()

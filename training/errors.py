@@ -42,6 +42,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or bool(no_room)
 
 
+def interrupt_behind(error: BaseException | None) -> BaseException | None:
+    """The Ctrl-C or SIGTERM that led to the error: torch's writer and modules in C make an error of their own of it."""
+    while error and not isinstance(error, KeyboardInterrupt | Terminated | RunError):
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return None if isinstance(error, RunError) else error
+
+
 def end_at_interrupt() -> None:
     """Until exit_codes, let Ctrl-C end the process at once, without a traceback; not where it is ignored (nohup)."""
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
@@ -77,6 +84,10 @@ def exit_codes(advice: str = "") -> Iterator[None]:
     try:
         try:
             yield
+        except Exception as error:
+            if stop := interrupt_behind(error):
+                raise stop from None
+            raise
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the run is ending
     except RunError as error:

@@ -91,7 +91,7 @@ class Job:
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Send it a signal: at SIGTERM it saves and ends."""
-        if self.process and not self.ended():
+        if self.process:  # which may have ended: then nothing is sent
             self.process.send_signal(number)
 
     def wait(self) -> None:

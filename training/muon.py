@@ -30,12 +30,10 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Take a step, or none where train_one_epoch has set `found_inf` to a tensor that is not 0."""
         if closure is not None:
             raise ValueError("Muon takes no closure")
-        found_inf: Tensor | None = getattr(self, "found_inf", None)
         muon_groups = [group for group in self.param_groups if "parts" in group]
-        self.adamw.state, self.adamw.found_inf = self.state, found_inf  # pyright: ignore[reportAttributeAccessIssue]
+        self.adamw.state = self.state
         self.adamw.param_groups = [group for group in self.param_groups if "parts" not in group]
         self.adamw.step()
 
@@ -48,20 +46,16 @@ class Muon(torch.optim.Optimizer):
                 state = self.state[parameter]
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(parameter)
-                buffer, gradient = state["momentum_buffer"], parameter.grad
-                if found_inf is not None:
-                    gradient = torch.where(found_inf > 0, buffer, gradient)  # which leaves the buffer as it is
-                buffer.lerp_(gradient, 1 - group["momentum"])
-                update = gradient.lerp(buffer, group["momentum"]).flatten(1)  # Nesterov's
+                buffer = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
+                update = parameter.grad.lerp(buffer, group["momentum"]).flatten(1)  # Nesterov's
                 for weight, part in zip(parameter.chunk(group["parts"]), update.chunk(group["parts"]), strict=True):
                     updates[part.shape].append(part)
                     places[part.shape].append((weight, group))
         for (height, width), parts in updates.items():
             scale = math.sqrt(max(1, height / width))  # "original" in torch: the update of a tall matrix is longer
             for (weight, group), update in zip(places[height, width], orthogonalize(torch.stack(parts)), strict=True):
-                new = weight * (1 - group["lr"] * group["weight_decay"])
-                new.sub_(update.view_as(weight), alpha=group["lr"] * scale)
-                weight.copy_(new if found_inf is None else torch.where(found_inf > 0, weight, new))
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.sub_(update.view_as(weight), alpha=group["lr"] * scale)
 
 
 def orthogonalize(matrices: Tensor, num_steps: int = 5) -> Tensor:

@@ -21,9 +21,7 @@ def create_optimizer(
 
     Biases, norms, the class token and the positions have no decay, as in timm and DeiT. Muon takes the weights
     of the hidden layers; the first and the last layer's, and all that have no decay, get AdamW.
-
-    Each keeps at most run.NUM_STATES numbers for a weight, and changes nothing where train_one_epoch has set its
-    `found_inf` to a tensor that is not 0: on a GPU this is how a step without finite gradients is left out.
+    Each keeps at most run.NUM_STATES numbers for a weight.
     """
     decayed, rest = {}, []
     for parameter_name, parameter in model.named_parameters():
@@ -33,7 +31,7 @@ def create_optimizer(
             rest.append(parameter)
         else:
             decayed[parameter_name] = parameter
-    inner = list(decayed)[1:-1] if name == "muon" else []
+    inner = list(decayed)[1:-1] if name == "muon" else []  # in the model's order: without the patches' and the head's
     fused_qkv = [decayed.pop(key) for key in inner if key.endswith("qkv.weight")]
     hidden = [decayed.pop(key) for key in inner if key in decayed]
     groups = [{"params": [*decayed.values()], "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
@@ -68,7 +66,7 @@ def scale_relative_positions(optimizer: torch.optim.Optimizer, model: nn.Module,
 
 
 def lr_factor(step: int, warmup_steps: int, total_steps: int, schedule: str = "cosine") -> float:
-    """The learning rate of a step (from 0), over its peak: (step + 1) / warmup_steps, then down to 0.
+    """The learning rate of a step (from 0), over its peak: (step + 1) / warmup_steps, then down to 0 after the last.
 
     "cosine" is half a cosine, SGDR without restarts (Loshchilov and Hutter, 2016, https://arxiv.org/abs/1608.03983);
     "linear" is a straight line (https://arxiv.org/abs/2310.07831); "wsd", warmup-stable-decay, stays at the peak and

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training import distributed
-from training.console import print_warning
+from training.console import print_warning, say
 from training.errors import UsageError
 from training.optim import REL_POS, scale_learning_rates
 from training.weight_files import find_file, read_weights
@@ -45,11 +45,11 @@ def load_pretrained(model: nn.Module, source: str, model_args: dict[str, Any], c
             f"{path} does not say how many heads its model has, usually embed_dim / {HEAD_WIDTH}; these settings have "
             f"--num-heads {model_args['num_heads']}, and another number makes another model of the same weights"
         )
-    print(f"Weights   {len(fitted)} tensors from {path}")
+    say(f"Weights   {len(fitted)} tensors from {path}")
     for note in adapted:
-        print(f"          adapted: {note}")
+        say(f"          adapted: {note}")
     for why in dict.fromkeys(fresh.values()):
-        print(f"          fresh: {', '.join(name for name in fresh if fresh[name] == why)} ({why})")
+        say(f"          fresh: {', '.join(name for name in fresh if fresh[name] == why)} ({why})")
 
 
 def fit(

@@ -143,12 +143,12 @@ class Run:
             metadata["extended_from"] = [*saved["extended_from"], *([saved["config"]["num_epochs"]] if extends else [])]
             self.state.load_state_dict(saved)
         start = self._resumable()
+        self.held.enter_context(self.signals)
         if self.folder:
             self._begin_in_folder(self.folder, model, start, new=not saved or extends)
             save_contact_sheet(loader, self.folder.path / "augmented_images.png")
             if self.config.tensorboard:
                 self.board = self.held.enter_context(tensorboard(self.folder.path, self.state.epoch))
-        self.held.enter_context(self.signals)
 
     def _begin_in_folder(self, folder: RunFolder, model: nn.Module, start: dict[str, Any], new: bool) -> None:
         num_kept = 2 + math.ceil(self.config.num_epochs / self.config.save_every)  # best, final and those between

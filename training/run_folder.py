@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from training import checkpoint
+from training.console import say
 from training.distributed import PARENT
 from training.errors import RunError, UsageError, first_line
 from training.files import DiskError, create_folder, remove_temporary_files
@@ -118,7 +119,7 @@ class RunFolder:
                 path.rename(aside / path.name)
         except OSError as error:
             raise RunError(f"can't move the run in {self.path} aside: {first_line(error)}") from None
-        print(f"The run that was in {self.path} is now in {aside}")
+        say(f"The run that was in {self.path} is now in {aside}")
 
     def require_space(self, model: nn.Module, num_states: int, num_kept: int, resumed: bool) -> None:
         """RunError where the disk has no room for a run: `num_kept` files of weights, and three to resume from.

@@ -124,6 +124,17 @@ def test_a_confidence_of_1_gives_strict_json():
     json.dumps(found, allow_nan=False)
 
 
+def test_a_calibrated_model_is_called_overconfident_as_seldom_as_said():
+    generator = torch.Generator().manual_seed(0)
+    wrong_calls = 0
+    for _ in range(400):
+        confidence = 0.5 + 0.5 * torch.rand(1000, generator=generator, dtype=torch.float64)
+        found = metrics.calibration(confidence, torch.rand(1000, generator=generator) < confidence)
+        low, high = found["overconfidence_interval"]
+        wrong_calls += not low <= 0 <= high
+    assert 5 < wrong_calls < 40  # 5 % of 400 is 20
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_two_models_are_compared_image_by_image(seed):
     generator = torch.Generator().manual_seed(seed)
@@ -134,21 +145,41 @@ def test_two_models_are_compared_image_by_image(seed):
     assert [found[name] for name in counts] == [right.count(pair) for pair in ((1, 1), (1, 0), (0, 1), (0, 0))]
     gains = np.array([a - b for a, b in right])
     assert found["difference"] == pytest.approx(100 * gains.mean())
-    half = 1.965927 * gains.std(ddof=1) / len(gains) ** 0.5  # the 97.5 % quantile of Student's t for 399 degrees
-    assert found["difference_interval"] == pytest.approx([100 * (gains.mean() - half), 100 * (gains.mean() + half)])
+    half = 1.96 * gains.std() / len(gains) ** 0.5
+    about = [100 * (gains.mean() - half), 100 * (gains.mean() + half)]  # by the normal distribution
+    assert found["difference_interval"] == pytest.approx(about, abs=0.5)
     only, n = right.count((1, 0)), right.count((1, 0)) + right.count((0, 1))
     likely = math.comb(n, only)  # McNemar's exact test: all splits of the n images that are no likelier than this one
     expected = sum(math.comb(n, k) for k in range(n + 1) if math.comb(n, k) <= likely) / 2**n
     assert found["mcnemar_p"] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("num_other", [0, 2])
+def test_the_interval_of_a_difference_leaves_out_0_where_the_test_says_so(num_other):
+    shares = []
+    for num_this in range(16):
+        right = [1] * num_this + [0] * (100 - num_this)
+        other = [0] * (100 - num_other) + [1] * num_other
+        found = metrics.compare(right, other)
+        low, high = found["difference_interval"]
+        assert low <= found["difference"] <= high
+        shares.append(found["mcnemar_p"] < 0.05)
+        assert (low > 0 or high < 0) == shares[-1]
+    assert set(shares) == {True, False}
+
+
 @pytest.mark.parametrize(
-    ("right", "other", "difference", "p"),
-    [([1, 0], [1, 0], 0, 1), ([1, 1], [0, 0], 100, 0.5), ([0], [1], -100, 1), ([1], [1], 0, 1)],
-)
+    ("right", "other", "difference", "interval", "p"),
+    [
+        ([1, 0], [1, 0], 0, [0, 0], 1), ([1], [1], 0, [0, 0], 1),
+        ([0], [1], -100, [-100, 95], 1),  # one image: its share is in 0 to 0.975
+        ([1, 1], [0, 0], 100, [200 * 0.025**0.5 - 100, 100], 0.5),
+    ],
+)  # fmt: skip
 @pytest.mark.filterwarnings("error")
-def test_models_that_differ_on_all_images_or_on_none_have_an_interval_without_width(right, other, difference, p):
+def test_models_that_differ_on_all_images_or_on_none(right, other, difference, interval, p):
     found = metrics.compare(right, other)
-    assert (found["difference"], found["difference_interval"]) == (difference, [difference] * 2)
+    assert found["difference"] == difference
+    assert found["difference_interval"] == pytest.approx(interval)
     assert found["mcnemar_p"] == pytest.approx(p)
     json.dumps(found, allow_nan=False)

@@ -150,8 +150,8 @@ def test_the_page_says_that_a_run_has_no_history(tmp_path):
 @pytest.mark.parametrize("gap", ["overconfident", "underconfident", "told from chance"])
 def test_the_calibration_is_said_in_words(tmp_path, gap):
     results = results_of(["a", "b"])
-    offset = {"overconfident": 20, "underconfident": -20, "told from chance": 0.5}[gap]
-    results.evaluation["calibration"]["mean_confidence"] = (results.evaluation["accuracy"] + offset) / 100
+    interval = {"overconfident": [0.1, 0.3], "underconfident": [-0.3, -0.1], "told from chance": [-0.1, 0.1]}[gap]
+    results.evaluation["calibration"]["overconfidence_interval"] = interval
     write_report(tmp_path / "report.html", results, {})
     assert gap in Page(tmp_path / "report.html").text
 

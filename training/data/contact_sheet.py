@@ -12,7 +12,7 @@ from training.data.loader import ImageLoader
 from training.files import write_atomically
 
 ROWS, COLUMNS = 8, 8  # tiles of the sheet
-SCALE = 2  # each pixel is drawn as a square of SCALE x SCALE
+SMALL, LARGE = 64, 128  # pixels: smaller tiles are drawn at twice their size, larger ones are made that small
 
 
 def save_contact_sheet(loader: ImageLoader, path: Path) -> None:
@@ -22,7 +22,7 @@ def save_contact_sheet(loader: ImageLoader, path: Path) -> None:
     """
     augmentation, seed = loader.augmentation, loader.shuffle_seed
     if augmentation is None or seed is None or replace(augmentation, magnitude=0) == Augmentation(magnitude=0):
-        return
+        return  # no augmentation, or one with all of it off, whatever the magnitude
     index = torch.linspace(0, len(loader.images) - 1, ROWS).long()
     images = loader.images[index.to(loader.images.device)].cpu()
     columns = [images]
@@ -30,6 +30,10 @@ def save_contact_sheet(loader: ImageLoader, path: Path) -> None:
         draws = augmentation.draw(seed, epoch, len(loader.images))
         columns.append(augmentation(images, {name: values[index] for name, values in draws.items()}))
     tiles = torch.stack(columns, dim=1).flatten(0, 1)  # (ROWS * COLUMNS, 3, H, W)
-    tiles = tiles.repeat_interleave(SCALE, 2).repeat_interleave(SCALE, 3)
+    size = tiles.shape[-1]
+    if size <= SMALL:
+        tiles = tiles.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    elif size > LARGE:
+        tiles = tv.resize(tiles, [LARGE, LARGE], antialias=True)
     sheet = tv.to_pil_image(make_grid(tiles, nrow=COLUMNS, padding=4, pad_value=255))
     write_atomically(path, lambda file: sheet.save(file, format="PNG"))

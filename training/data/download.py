@@ -31,7 +31,7 @@ def download(url: str, path: Path, md5: str) -> None:
     partial = path.with_name(f"{path.name}.part")
     resumed = partial.exists() and partial.stat().st_size > 0
     download_rest(url, partial)
-    if calculate_md5(partial) != md5 and resumed:  # the part may have been of another file
+    if resumed and calculate_md5(partial) != md5:  # the part may have been of another file
         partial.unlink()
         download_rest(url, partial)
     if (found := calculate_md5(partial)) != md5:
