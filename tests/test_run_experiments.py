@@ -127,17 +127,25 @@ def changed_fields(before: ViTConfig, after: ViTConfig) -> set[str]:
 def test_the_rungs_of_the_ladder_lead_to_cpu_1h():
     rungs = [job.config for job in plan(SuiteConfig("ladder", epochs=10), 49_000)]
     assert [changed_fields(before, after) for before, after in pairwise(rungs)] == [
-        {"auto_augment", "dropout", "label_smoothing"},
-        {"depth", "batch_size", "num_epochs", "warmup_epochs"},
+        {"auto_augment"},
+        {"dropout"},
+        {"label_smoothing"},
+        {"batch_size"},
+        {"depth", "num_epochs", "warmup_epochs"},
         {"global_pool"},
-        {"pos_embed", "qk_norm"},
-        {"optimizer", "learning_rate", "zero_init", "schedule"},
+        {"pos_embed"},
+        {"qk_norm"},
+        {"optimizer"},
+        {"zero_init"},
+        {"learning_rate"},
+        {"schedule"},
         {"small_images_share", "num_epochs", "warmup_epochs"},
         {"embed_dim", "num_heads", "num_epochs", "warmup_epochs"},
         {"batch_size"},
         {"schedule"},
         {"rel_pos_lr_scale"},
-        {"auto_augment", "cutmix_alpha", "mix_probability"},
+        {"auto_augment"},
+        {"cutmix_alpha", "mix_probability"},
         {"muon_learning_rate"},
     ]
     left = changed_fields(rungs[-1], ViTConfig.from_preset("cpu-1h"))
