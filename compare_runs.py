@@ -120,6 +120,10 @@ def compare_rows(rows: list[comparison.Row]) -> list[dict[str, Any]]:
     compared = differences.compare(measured, others, "test", num_images)
     print(f"\n{comparison.to_table(differences.to_cells(compared, 'test', 'the reference'))}")
     print(*[note.replace("**", "") for note in differences.notes(compared, num_images)], sep="\n")
+    if any(run.split == "test" for row in measured for run in row.runs):
+        print(
+            "The epochs were chosen on these same test images, which favours runs of more epochs. --val-size avoids it."
+        )
     return [
         {
             "name": one.row.name,

@@ -136,7 +136,7 @@ class TrainConfig:
 
     @classmethod
     def from_preset(cls, preset: str) -> Self:
-        """The settings of that name. Its warmup, if any, is what "auto" means: a flag may make the run shorter."""
+        """The settings of that name. The warmup stays "auto", so that it shrinks where a flag shortens the run."""
         values = {name: "auto" if name == "warmup_epochs" else value for name, value in cls.presets[preset].items()}
         return cls(preset=preset, **values)  # pyright: ignore[reportCallIssue]
 
@@ -209,9 +209,9 @@ class ViTConfig(TrainConfig):
     pos_embed: Literal["learn", "relative"] = "learn"
     """a learned vector for each place, or a learned bias for each offset between two patches (arXiv 2103.14030)"""
     rel_pos_lr_scale: float = 1.0
-    """factor on the learning rate of the relative positions: they reach -9, and AdamW's steps are 0.001 long; 1: off"""
+    """factor on the learning rate of the relative positions: they begin between 0 and -9, far for AdamW; 1: off"""
     zero_init: bool = False
-    """residual branches and logits begin at zero (arXiv 1901.09321), and the other matrices larger; made for muon"""
+    """residual branches and logits begin at zero (arXiv 1901.09321), the blocks' other matrices larger; for muon"""
     init_from: str = ""
     """weights to begin with: a .safetensors or .pth file, or a folder that holds one (docs/weights.md)"""
     freeze_backbone: bool = False

@@ -3,7 +3,7 @@
     python evaluate_vit.py                                    # the best model of the default run
     python evaluate_vit.py --checkpoint checkpoints/demo      # of another run; or name one of its .pth files
     python evaluate_vit.py --compare checkpoints/resnet18_cifar10             # and a second model, side by side
-    python evaluate_vit.py --flip                             # and each image averaged with its mirror image
+    python evaluate_vit.py --flip                             # also test-time augmentation by mirror images
     python evaluate_vit.py --corruptions                      # and under noise, blur, brightness, JPEG, shift
     python evaluate_vit.py --skip attention patch_filters     # without these figures
     python evaluate_vit.py --images cat.jpg dog.png           # classify your own pictures: top classes, attention
@@ -61,7 +61,7 @@ class EvaluateConfig:
     compare: str = ""
     """checkpoint of a second model, or the folder of its run, to compare with the first on the same images"""
     flip: tyro.conf.FlagCreatePairsOff[bool] = False
-    """also average the probabilities of each image and its mirror image; reported separately; a second pass"""
+    """test-time augmentation: also the mean probabilities of each image and its mirror image, reported separately"""
     corruptions: tyro.conf.FlagCreatePairsOff[bool] = False
     """also evaluate under noise, blur, brightness, JPEG and shift, at three strengths each; fifteen more passes"""
     skip: Annotated[tuple[str, ...], tyro.conf.arg(help=f"figures to leave out, of: {', '.join(FIGURES)}")] = ()
@@ -84,34 +84,34 @@ class EvaluateConfig:
 def main(config: EvaluateConfig) -> None:
     """Evaluate a checkpoint and write evaluation.json, the figures and report.html."""
     device = select_device(config.device)
-    subject = TrainedModel.load(config.checkpoint, MODELS, device)
-    folder = Path(config.output_dir) if config.output_dir else subject.path.parent / "evaluation"
+    trained = TrainedModel.load(config.checkpoint, MODELS, device)
+    folder = Path(config.output_dir) if config.output_dir else trained.path.parent / "evaluation"
     if config.images:
-        classify_files(subject, config.images, folder / "images")
+        classify_files(trained, config.images, folder / "images")
         return
-    refuse_folder_of_other_run(folder, subject.path)
+    refuse_folder_of_other_run(folder, trained.path)
     other = TrainedModel.load(config.compare, MODELS, device) if config.compare else None
     load = functools.cache(load_dataset)  # two models of one image size have the same images
-    dataset, chosen_on = load_test_data(config, subject, subject, load)
-    other_dataset, other_chosen_on = load_test_data(config, subject, other, load) if other else (dataset, None)
+    dataset, chosen_on = load_test_data(config, trained, trained, load)
+    other_dataset, other_chosen_on = load_test_data(config, trained, other, load) if other else (dataset, None)
     if config.flip and not dataset.mirrorable:
         raise UsageError("--flip: the mirror images of this dataset would show something else; leave out --flip")
-    if config.flip and not subject.saved["config"].get("horizontal_flip", True):
+    if config.flip and not trained.saved["config"].get("horizontal_flip", True):
         print("note: this model was not trained on mirror images")
     fingerprint = predictions.fingerprint(dataset)
     if not config.output_dir:
-        refuse_to_replace(folder, subject.path, fingerprint if config.dataset or config.data_dir else None)
+        refuse_to_replace(folder, trained.path, fingerprint if config.dataset or config.data_dir else None)
     create_folder(folder)
 
-    labels, logits = dataset.test_labels, subject.predict(dataset)
-    name = config.dataset or subject.saved["config"]["dataset"]
-    evaluation = {**subject.describe(), "dataset": name, "split": "test", "chosen_on": chosen_on}
+    labels, logits = dataset.test_labels, trained.predict(dataset)
+    name = config.dataset or trained.saved["config"]["dataset"]
+    evaluation = {**trained.describe(), "dataset": name, "split": "test", "chosen_on": chosen_on}
     evaluation["test_images_sha256"] = fingerprint
-    evaluation |= metrics.measure(logits, labels, subject.class_names)
+    evaluation |= metrics.measure(logits, labels, trained.class_names)
     if config.flip:
-        evaluation["flip"] = metrics.headline(subject.predict_with_flip(dataset, logits), labels)
+        evaluation["flip"] = metrics.headline(trained.predict_with_flip(dataset, logits), labels)
     if config.corruptions:
-        evaluation["corruptions"] = evaluate_corrupted(subject, dataset)
+        evaluation["corruptions"] = evaluate_corrupted(trained, dataset)
     other_logits = None
     if other:
         other_logits = other.predict(other_dataset)
@@ -124,7 +124,7 @@ def main(config: EvaluateConfig) -> None:
     (folder / "report.html").unlink(missing_ok=True)  # an older one, should this be interrupted
     predictions.write(folder / "predictions.csv", logits, labels)
     history.write_json(folder / "evaluation.json", evaluation)
-    results = Results(evaluation, dataset, subject, logits, other, other_logits)
+    results = Results(evaluation, dataset, trained, logits, other, other_logits)
     left_out = draw_figures(folder, results, config.skip)
     from evaluation.report import write_report  # its import takes seconds: after what can fail
 
@@ -157,22 +157,22 @@ def refuse_to_replace(folder: Path, checkpoint: Path, fingerprint: str | None) -
 
 
 def load_test_data(
-    config: EvaluateConfig, subject: TrainedModel, model: TrainedModel, load: Callable[..., Dataset]
+    config: EvaluateConfig, trained: TrainedModel, model: TrainedModel, load: Callable[..., Dataset]
 ) -> tuple[Dataset, str | None]:
     """The images to evaluate `model` on, by `load`, in its image size, and the split on which its epoch was chosen.
 
-    The images are those that `config` names, by default those of the dataset that `subject` was trained on. The split
+    The images are those that `config` names, by default those of the dataset that `trained` was trained on. The split
     is None if it is unknown or the images are not from the dataset that `model` was trained on. RunError if the
     dataset has other classes than the model.
     """
-    settings, own = subject.saved["config"], model.saved["config"]
+    settings, own = trained.saved["config"], model.saved["config"]
     name = config.dataset or settings["dataset"]
     same = name == settings["dataset"]
     data_dir = config.data_dir or (settings["data_dir"] if same else "data")
     data_url = settings["data_url"] if same else ""
     if name == "image-folder" and not config.data_dir and not Path(data_dir).is_dir():
         raise RunError(
-            f"{subject.path} learned from the pictures in {data_dir}, which is no folder here: give --data-dir"
+            f"{trained.path} learned from the pictures in {data_dir}, which is no folder here: give --data-dir"
         )
     dataset = load(name, data_dir, model.img_size, data_url, settings.get("cache", True))
     if dataset.class_names != model.class_names:

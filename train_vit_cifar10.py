@@ -55,7 +55,7 @@ def train(
     config: TrainConfig, create_model: Callable[..., nn.Module], device: torch.device, dataset: Dataset, run: Run
 ) -> None:
     """Train from the beginning, or from what the run has saved: data, model, optimizer, epochs."""
-    config = run.share_start()
+    config = run.broadcast_start()
     train_loader, eval_loader = create_loaders(config, dataset, device)
     dtype, why_dtype = select_precision(config.precision, device)
     metadata = describe_run(config, create_model, dataset, train_loader, eval_loader.split, dtype)

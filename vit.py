@@ -80,7 +80,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer of the encoder: attention, then the MLP. Each takes normalized input and is added to its input.
+    """One pre-norm layer of the encoder: attention, then the MLP, each as x + f(norm(x)).
 
     With `num_queries`, only the first `num_queries` tokens are computed and returned; they still attend to all.
     """
@@ -107,8 +107,8 @@ class VisionTransformer(nn.Module):
     `dropout` is applied after the position embedding, the attention's projection and both MLP layers (timm:
     pos_drop_rate and proj_drop_rate). Raises ValueError, naming the argument, for sizes that do not fit together.
 
-    Images of half the size work too, with the same patches. A learned position is then the mean of four; of
-    the relative ones every second is used.
+    Images of half the size work too, with the same patches. Learned positions are then averaged 2 x 2; of the relative
+    ones every second offset is used.
 
     Options, off by default:
         global_pool: the head reads the class token ("token"), or there is none and it reads the patches' mean ("avg").
@@ -172,7 +172,7 @@ class VisionTransformer(nn.Module):
     def init_weights(self, zero_init: bool) -> None:
         """Normals of std 0.02 as in timm (patches: 1/sqrt(fan-in), as the paper's code; class token 1e-6), zero biases.
 
-        `zero_init`, which Muon likes: zeros in the head and in the last layer of each residual branch, so that a block
+        `zero_init`, for Muon: zeros in the head and in the last layer of each residual branch, so that a block
         begins as the identity (arXiv 1901.09321); 0.7/sqrt(fan-in), chosen by hand, in the blocks' other matrices.
         """
         if self.cls_token is not None:
@@ -200,8 +200,7 @@ class VisionTransformer(nn.Module):
         if self.cls_token is not None:                        # (B, N, D)
             x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
         x = self.pos_drop(x if pos_embed is None else x + pos_embed)
-        for block in self.blocks[:-1]:
-            x = block(x)                                      # (B, N, D)
+        x = self.blocks[:-1](x)                               # (B, N, D)
         num_queries = None if self.cls_token is None else 1   # the head reads only the class token, or all patches
         x = self.blocks[-1](x, num_queries)                   # (B, 1 or T, D)
         return self.head(self.norm(x).mean(dim=1))            # (B, K)
@@ -228,7 +227,7 @@ class RelPosBias(nn.Module):
     """For each head, a learned number for each offset (rows, columns) between two patches, added to their score.
 
     T5's bias (arXiv 1910.10683) in two dimensions, as Swin's (2103.14030) and timm's of this name; as in timm, three
-    more numbers are for the class token: as query, as key, as both. An image of half the size has every second place.
+    more numbers are for the class token: as query, as key, as both.
 
     Each head begins by looking at a patch itself or at one neighbour (as ConViT's heads, 2103.10697), in turn over
     heads and blocks: its bias is minus the squared distance from there, at least -9. Swin and timm begin near 0.

@@ -56,11 +56,11 @@ def rollout(layers: Iterable[Tensor]) -> Tensor:
     return functools.reduce(lambda flow, after: after @ flow, map(step, layers))
 
 
-def class_token_attention(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+def attention_maps(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     """Where the class token looks, for normalized images (B, C, height, width); without one, the mean of all patches.
 
     Returns the rollout (B, S, S) over all blocks and the heads (B, H, S, S) of the last block, laid out as the patches
-    are in the image. The class token's attention to itself is left out, so a map's sum is below 1.
+    are in the image. A class token's attention to itself is left out, so a map's sum is then below 1.
     """
     rolled, heads, prefix = [], [], model.num_prefix_tokens
     read = slice(0, 1) if prefix else slice(None)  # the tokens that the head reads

@@ -8,6 +8,7 @@ print(to_table(to_cells(rows)))
 
 import csv
 import io
+import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -52,7 +53,7 @@ class Row:
 
 
 def group(records: Sequence[RunRecord]) -> list[Row]:
-    """Put finished runs that differ only in the seed into one row, in the order of the records.
+    """Put finished runs that differ only in the seed into one row, by seed; the rows are in the order of the records.
 
     An unfinished run, a repetition with the same seed, and one of another number of images get their own rows.
     """
@@ -65,11 +66,12 @@ def group(records: Sequence[RunRecord]) -> list[Row]:
     paths = [os.path.abspath(record.name) for record in records]
     root = os.path.commonpath([os.path.dirname(path) for path in paths])
     names = {record.name: Path(path).relative_to(root).as_posix() for record, path in zip(records, paths, strict=True)}
-    named = [[names[run.name] for run in runs] for runs in groups.values()]
+    rows = [sorted(runs, key=lambda run: run.seed) for runs in groups.values()]
+    named = [[names[run.name] for run in runs] for runs in rows]
     short = [name_row(row, list(names.values())) or os.path.basename(root) * (len(named) == 1) for row in named]
     full = [row[0] if len(row) == 1 else f"{row[0]} and {len(row) - 1} more" for row in named]
     unique = [one if one and short.count(one) == 1 else other for one, other in zip(short, full, strict=True)]
-    return [Row(name, runs) for name, runs in zip(unique, groups.values(), strict=True)]
+    return [Row(name, runs) for name, runs in zip(unique, rows, strict=True)]
 
 
 def has_other_number(run: RunRecord, other: RunRecord) -> bool:
@@ -150,9 +152,9 @@ def to_plain(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """The rows as CSV, with the names and values of `to_plain`; lists are joined by spaces."""
+    """The rows as CSV, with the names and values of `to_plain`; a list is JSON."""
     lines = [
-        {name: " ".join(map(str, value)) if isinstance(value, list) else value for name, value in row.items()}
+        {name: json.dumps(value) if isinstance(value, list) else value for name, value in row.items()}
         for row in to_plain(rows)
     ]
     text = io.StringIO(newline="")

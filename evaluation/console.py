@@ -20,7 +20,9 @@ def print_evaluation(evaluation: dict[str, Any]) -> None:
     if evaluation["chosen_on"] == "test":
         print("The epoch was chosen on these same images: the accuracy is slightly optimistic. --val-size avoids this.")
     if flip := evaluation.get("flip"):
-        print(f"Averaged with the mirror images: {flip['accuracy']:.2f}%, loss {flip['loss']:.4f}")
+        print(
+            f"Predictions averaged with those for the mirror images: {flip['accuracy']:.2f}%, loss {flip['loss']:.4f}"
+        )
     for name, results in evaluation.get("corruptions", {}).items():
         accuracies = ", ".join(f"{row['accuracy']:.2f}% at {row['strength']:g}" for row in results)
         print(f"Under {name}: {accuracies}")

@@ -57,12 +57,12 @@ def corrupt(images: Tensor, name: str, strength: float) -> Tensor:
         return torch.cat([function(chunk, strength) for chunk in images.split(chunk_size(images))])
 
 
-def evaluate_corrupted(subject: TrainedModel, dataset: Dataset) -> dict[str, list[dict[str, float]]]:
+def evaluate_corrupted(trained: TrainedModel, dataset: Dataset) -> dict[str, list[dict[str, float]]]:
     """Evaluate under each corruption, weakest first: strength, accuracy (percent) and loss (nats)."""
 
     def evaluate(name: str, strength: float) -> dict[str, float]:
         images = corrupt(dataset.test_images, name, strength)
-        logits = subject.predict(replace(dataset, test_images=images), f"{name} {strength:g} test")
+        logits = trained.predict(replace(dataset, test_images=images), f"{name} {strength:g} test")
         scores = metrics.headline(logits, dataset.test_labels)
         return {"strength": strength, "accuracy": scores["accuracy"], "loss": scores["loss"]}
 

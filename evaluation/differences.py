@@ -1,4 +1,4 @@
-"""How far the accuracies of rows of runs are apart: points, 95 % interval, verdict."""
+"""How far the accuracies of rows of runs are apart: points, 95 % confidence interval, verdict."""
 
 import math
 import warnings
@@ -18,7 +18,7 @@ ACCURACIES: dict[str, Callable[[RunRecord], float | None]] = {
     "test": lambda run: run.test_accuracy if run.finished else None,
 }
 NOTES = {  # by the number of sides that have several seeds
-    0: "Where both sides have one seed, the interval is that of two shares of {} images: **what other seeds would "
+    0: "Where both sides have one seed, the interval is that of two proportions of {} images: **what other seeds would "
     "give is not in it**.",
     1: "Where one side has several seeds, the other's single run is taken to vary as much (Student's interval).",
     2: "Where both sides have several seeds, the interval is Welch's, over the seeds.",
@@ -58,7 +58,7 @@ def difference(values: Sequence[float], others: Sequence[float], num_images: int
         interval = seeds_interval(values, others)
     elif num_images:
         count, other = (round(fmean(side) * num_images / 100) for side in (values, others))
-        low, high = shares_interval(count, other, num_images)
+        low, high = proportions_interval(count, other, num_images)
         interval = 100 * low, 100 * high
     return Difference(fmean(values) - fmean(others), interval, num_several)
 
@@ -93,7 +93,7 @@ def to_cells(compared: Sequence[Compared], accuracy: str, alone: str) -> list[di
     for one, cells in zip(compared, comparison.to_cells([one.row for one in compared]), strict=True):
         texts = one.difference.cells if one.difference else ("-", "-", "not measured") if one.other else ("", "", alone)
         line = {name: cells[name] for name in ("run", "seeds", f"{accuracy} (%)")}
-        lines.append(line | dict(zip(("points", "95 % interval", "verdict"), texts, strict=True)))
+        lines.append(line | dict(zip(("points", "95 % confidence interval", "verdict"), texts, strict=True)))
     return lines
 
 
@@ -104,10 +104,10 @@ def notes(compared: Sequence[Compared], num_images: int | None) -> list[str]:
     return said + [MANY.format(len(known))] * (len(known) > 1)
 
 
-def shares_interval(num_correct: int, other_correct: int, num_images: int) -> tuple[float, float]:
-    """The 95 % interval of a share of `num_images` minus another of as many, in -1..1: method 10 of Newcombe, 1998.
+def proportions_interval(num_correct: int, other_correct: int, num_images: int) -> tuple[float, float]:
+    """The 95 % confidence interval of a share of `num_images` minus another of as many, in -1..1.
 
-    It is for two independent samples (https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8<873::AID-SIM779>3.0.CO;2-I);
+    It is Newcombe's method 10, of 1998, for two independent samples (https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8<873::AID-SIM779>3.0.CO;2-I);
     for models on the same images it is wider than that of metrics.compare, which needs the single predictions.
     """
     share, other = num_correct / num_images, other_correct / num_images
@@ -118,7 +118,7 @@ def shares_interval(num_correct: int, other_correct: int, num_images: int) -> tu
 
 
 def seeds_interval(values: Sequence[float], others: Sequence[float]) -> tuple[float, float] | None:
-    """The 95 % interval of a mean minus another, of which one at least has several values.
+    """The 95 % confidence interval of a mean minus another, of which one at least has several values.
 
     Where both have, their variances may be unequal (Welch, 1947, https://doi.org/10.1093/biomet/34.1-2.28). A single
     value is taken to vary as the others do (Student). Where no side has a variance the interval is not known: None.

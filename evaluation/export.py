@@ -17,12 +17,13 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from evaluation.attention import class_token_attention
+from evaluation.attention import attention_maps
 from evaluation.exported import DTYPES, SAVED_WITH_WEIGHTS, WEIGHTS
 from evaluation.model_card import EVALUATION, evaluation_of, model_card
 from evaluation.trained import TrainedModel
 from evaluation.web import write_page
 from training.errors import RunError, UsageError, first_line
+from training.files import create_folder
 from training.history import write_json
 
 ONNX = ("onnx", "onnxscript", "onnxruntime")
@@ -53,7 +54,7 @@ class WithAttention(WithNormalization):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         images = (images - self.mean) / self.std
-        rollout, _ = class_token_attention(self.model, images)
+        rollout, _ = attention_maps(self.model, images)
         return self.model(images), rollout[0]
 
 
@@ -74,7 +75,7 @@ def new_path(path: Path) -> Iterator[Path]:
     try:
         if path.exists():
             raise UsageError(f"{path} exists: remove it, or choose another --output")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        create_folder(path.parent, "--output")
         with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
             yield Path(folder) / path.name
             os.rename(Path(folder) / path.name, path)
@@ -193,7 +194,7 @@ def export_web(trained: TrainedModel, folder: Path, dtype: str) -> str:
     folder.mkdir()
     model = WithAttention(trained.model, **trained.stats)
     image = torch.zeros(1, 3, trained.img_size, trained.img_size)
-    program = torch.export.export(model, (image,), strict=False)  # the hooks of class_token_attention run in Python
+    program = torch.export.export(model, (image,), strict=False)  # the hooks of attention_maps run in Python
     checked = save_onnx(trained, folder / "vit.onnx", program, ["logits", "attention"], any_batch=False)
     write_page(folder, trained.saved["model_name"], trained.class_names, trained.img_size)
     return checked

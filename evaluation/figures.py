@@ -31,7 +31,7 @@ class Results:
 
     evaluation: dict[str, Any]
     dataset: Dataset
-    subject: TrainedModel
+    trained: TrainedModel
     logits: Tensor
     other: TrainedModel | None = None
     other_logits: Tensor | None = None
@@ -69,10 +69,10 @@ def draw_figure(name: str, path: Path, results: Results) -> str | None:
     from evaluation import attention_plots, evaluation_plots  # their import takes seconds: after what can fail
     from training import plots
 
-    evaluation, dataset, subject, other = results.evaluation, results.dataset, results.subject, results.other
+    evaluation, dataset, trained, other = results.evaluation, results.dataset, results.trained, results.other
     images, labels, class_names = dataset.test_images, results.labels, dataset.class_names
     probabilities, per_class = results.probabilities, evaluation["per_class"]
-    if name in INSIDE and not attention.has_attention(subject.model):
+    if name in INSIDE and not attention.has_attention(trained.model):
         return f"{evaluation['model_name']} is not a Vision Transformer"
 
     def draw_images(index: Tensor, title: str) -> None:
@@ -81,9 +81,9 @@ def draw_figure(name: str, path: Path, results: Results) -> str | None:
 
     match name:
         case "training_curves":
-            if not subject.records:
+            if not trained.records:
                 return "the run has no finished epoch, or its history is missing"
-            plots.plot_training_curves(subject.records, path, f"{evaluation['model_name']} on {evaluation['dataset']}")
+            plots.plot_training_curves(trained.records, path, f"{evaluation['model_name']} on {evaluation['dataset']}")
         case "confusion_matrix":
             evaluation_plots.plot_confusion_matrix(np.array(evaluation[name]), class_names, path)
         case "per_class_accuracy":
@@ -103,15 +103,15 @@ def draw_figure(name: str, path: Path, results: Results) -> str | None:
         case "attention":
             index = mistakes.pick_examples(probabilities, labels, NUM_EXAMPLES)
             captions = evaluation_plots.captions(labels[index], probabilities[index], class_names)
-            maps = attention.class_token_attention(subject.model, subject.normalize(images[index]))
+            maps = attention.attention_maps(trained.model, trained.normalize(images[index]))
             attention_plots.plot_attention(images[index], captions, *maps, path)
         case "position_embeddings":
-            if subject.model.pos_embed is None:
-                attention_plots.plot_position_biases(attention.position_biases(subject.model), path)
+            if trained.model.pos_embed is None:
+                attention_plots.plot_position_biases(attention.position_biases(trained.model), path)
             else:
-                attention_plots.plot_position_embeddings(attention.position_similarity(subject.model), path)
+                attention_plots.plot_position_embeddings(attention.position_similarity(trained.model), path)
         case "patch_filters":
-            attention_plots.plot_patch_filters(subject.model, path)
+            attention_plots.plot_patch_filters(trained.model, path)
         case "corruptions" if name in evaluation:
             evaluation_plots.plot_corruptions(evaluation[name], evaluation["accuracy"], path)
         case _ if name in COMPARISON and other:
@@ -123,22 +123,22 @@ def draw_comparison(name: str, path: Path, results: Results, other: TrainedModel
     """Draw one of the figures of two models, or return the reason why there is nothing to draw."""
     from evaluation import comparison_plots, evaluation_plots
 
-    subject, evaluation = results.subject, results.evaluation
+    trained, evaluation = results.trained, results.evaluation
     if name == "comparison_curves":
-        if subject.path.parent.resolve() == other.path.parent.resolve():
+        if trained.path.parent.resolve() == other.path.parent.resolve():
             return "both models are from the same run"
-        if not subject.records or not other.records:
+        if not trained.records or not other.records:
             return "one of the runs has no history"
         both = [
             comparison_plots.Curves(one.title, [records], one.saved["data"].get("num_train_images"))
-            for one, records in ((subject, subject.records), (other, other.records))
+            for one, records in ((trained, trained.records), (other, other.records))
         ]
         comparison_plots.plot_comparison(both, path)
     elif name == "comparison_classes":
         classes = evaluation["per_class"], evaluation["comparison"]["per_class"]
-        evaluation_plots.plot_class_differences(*classes, (subject.title, other.title), path)
+        evaluation_plots.plot_class_differences(*classes, (trained.title, other.title), path)
     elif results.other_logits is not None:
-        return draw_only_one_right(path, results, results.other_logits, (subject.title, other.title))
+        return draw_only_one_right(path, results, results.other_logits, (trained.title, other.title))
     return None
 
 

@@ -22,7 +22,7 @@ NUM_CONFUSIONS = 20  # pairs of classes that are listed
 def measure(logits: Tensor, labels: Tensor, class_names: list[str]) -> dict[str, Any]:
     """All metrics of logits (n, num_classes) in fp32 against labels (n,), as plain values.
 
-    accuracy, accuracy_interval    share of the images whose top class is the true one, and its 95 % interval
+    accuracy, accuracy_interval    share of the images whose top class is the true one, and its 95 % confidence interval
     top3_accuracy                  share whose true class is among the top three
     loss                           mean cross-entropy
     num_images
@@ -98,9 +98,9 @@ def calibration(confidence: Tensor, correct: Tensor) -> dict[str, Any]:
     """How well confidence (n,) predicts which answers are correct (n,): Guo et al., 2017.
 
     expected_calibration_error is the mean distance between the confidence and the accuracy of a bin, weighted by the
-    number of its images. overconfidence_interval is the 95 % interval of mean_confidence less the accuracy, a share
-    too, by the normal distribution. `bins` lists NUM_BINS equal bins: low, high, num_images, and the mean confidence
-    and accuracy in 0..1 (None in an empty bin).
+    number of its images. overconfidence_interval is the 95 % confidence interval of mean_confidence less the accuracy,
+    a share too, by the normal distribution. `bins` lists NUM_BINS equal bins: low, high, num_images, and the mean
+    confidence and accuracy in 0..1 (None in an empty bin).
     """
     bins: list[dict[str, Any]] = []
     index = bin_of(confidence, NUM_BINS)
@@ -148,8 +148,9 @@ def compare(right: ArrayLike, other_right: ArrayLike) -> dict[str, Any]:
     Counts the images that both, one or none of the models get right. `difference` is the accuracy of the first minus
     that of the other, in percentage points. mcnemar_p is the p-value of McNemar's exact test: of the images that only
     one model gets right, each model would get half if both were equally good (https://doi.org/10.1007/BF02295996).
-    difference_interval holds the differences that go with the first's 95 % interval (Clopper and Pearson, 1934) of its
-    share of these images, their number taken as fixed: it is without 0 where the p-value is below 0.05, and only there.
+    difference_interval holds the differences that go with the 95 % confidence interval (Clopper and Pearson, 1934) of
+    the first's share of these images, their number taken as fixed: it is without 0 where the p-value is below 0.05, and
+    only there.
     """
     right, other_right = np.asarray(right, dtype=bool), np.asarray(other_right, dtype=bool)
     both, only, other_only = (

@@ -39,7 +39,7 @@ def write_report(path: Path, results: Results, left_out: dict[str, str]) -> None
     files = {name: path.with_name(f"{name}.png") for name in FIGURES if name not in left_out}
     page = environment.get_template("report.html.j2").render(
         evaluation=results.evaluation, left_out=left_out, corruptions=CORRUPTIONS,
-        subject=describe(results.subject), other=describe(results.other) if results.other else None,
+        trained=describe(results.trained), other=describe(results.other) if results.other else None,
         figures={name: encode(file.read_bytes()) for name, file in files.items() if file.exists()},
         mistakes=list_mistakes(results), num_mistakes=int((results.logits.argmax(dim=1) != results.labels).sum()),
         style=Markup(style), script=Markup(script), script_hash=encode(hashlib.sha256(script.encode()).digest()),

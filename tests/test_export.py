@@ -473,7 +473,7 @@ def test_a_name_that_is_too_long_is_one_line(runs):
 
 def test_a_place_that_can_not_be_written_is_one_line(runs):
     Path("file").write_text("")
-    with pytest.raises(RunError, match=r"the export to file/vit.pt2 failed"):
+    with pytest.raises(RunError, match=r"can't write to the folder file: File exists; choose another --output"):
         export_to("file/vit.pt2", runs["baseline"], "torch-export")
 
 

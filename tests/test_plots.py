@@ -241,7 +241,7 @@ def test_the_attention_figures_of_any_untrained_vit(tmp_path, patch_size, num_he
 
     model = VisionTransformer(img_size=16, patch_size=patch_size, embed_dim=24, depth=1, num_heads=num_heads)
     images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
-    maps = attention.class_token_attention(model, images.float() / 255)
+    maps = attention.attention_maps(model, images.float() / 255)
     attention_plots.plot_attention(images, ["one", "two"], *maps, tmp_path / "1.png")
     attention_plots.plot_position_embeddings(attention.position_similarity(model), tmp_path / "2.png")
     attention_plots.plot_patch_filters(model, tmp_path / "3.png")

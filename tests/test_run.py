@@ -137,7 +137,7 @@ def test_a_run_scales_the_rate_of_its_relative_positions(tmp_path, scale, rates)
 def test_a_resumed_run_keeps_its_warmup_where_none_is_given(num_epochs, given, saved, warmup):
     run = Run(ViTConfig(num_epochs=num_epochs, warmup_epochs=given), resume=True, overwrite=False, extend=False)
     run.saved = {"config": {"warmup_epochs": saved}, "extended_from": []}
-    assert run.share_start().warmup == run.config.warmup == warmup
+    assert run.broadcast_start().warmup == run.config.warmup == warmup
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_an_extended_run_keeps_its_small_images(num_epochs, share, extended_from
     run = Run(ViTConfig(num_epochs=num_epochs, small_images_share=0.8), resume=True, overwrite=False, extend=extend)
     saved = {"num_epochs": 20, "warmup_epochs": 1} | ({} if share is None else {"small_images_share": share})
     run.saved = {"config": saved, "extended_from": extended_from}
-    assert run.share_start().small_epochs == run.config.small_epochs == small
+    assert run.broadcast_start().small_epochs == run.config.small_epochs == small
     assert num_epochs != 20 or run.config.small_images_share == share
 
 
@@ -164,14 +164,14 @@ def test_an_extended_run_of_another_length_is_told_of_extend():
     run = Run(replace(before, num_epochs=60), resume=True, overwrite=False, extend=False)
     run.saved = saved
     with pytest.raises(UsageError, match=r"num_epochs was 40, is 60\. A run of more epochs .* give --extend"):
-        refuse_other_settings(saved, run.share_start(), extend=False)
+        refuse_other_settings(saved, run.broadcast_start(), extend=False)
 
 
 def test_extending_with_a_size_that_has_no_small_images_is_left_to_the_refusal():
     config = ViTConfig(num_epochs=40, img_size=21, patch_size=3, crop_padding=2)
     run = Run(config, resume=True, overwrite=False, extend=True)
     run.saved = {"config": {"num_epochs": 20, "warmup_epochs": 4, "small_images_share": 0.8}, "extended_from": []}
-    assert run.share_start().img_size == 21
+    assert run.broadcast_start().img_size == 21
 
 
 def test_the_first_look_on_a_gpu_may_be_the_last_of_a_short_epoch(capsys):

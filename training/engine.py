@@ -75,9 +75,9 @@ def train_one_epoch(
     clip_grad_norm: float = 0.0,
     label_smoothing: float = 0.0,
 ) -> None:
-    """Take the steps that are left of the loader's epoch and add what they come to to `hooks.sums`.
+    """Run the remaining steps of the loader's epoch and add their loss, accuracy and so on to `hooks.sums`.
 
-    RunError in a sync after a loss or a gradient that was not finite: before the hooks can save what it spoilt.
+    After a NaN or infinite loss or gradient, RunError at the next sync: before the hooks can save a spoilt model.
     """
     model.train()
     sums, device, num_steps = hooks.sums, loader.images.device, len(loader)

@@ -61,6 +61,8 @@ class Muon(torch.optim.Optimizer):
 def orthogonalize(matrices: Tensor, num_steps: int = 5) -> Tensor:
     """Matrices (n, height, width) with the same singular vectors, and singular values of roughly 0.7 to 1.2.
 
+    Those below about a thousandth of the norm stay smaller, and zeros stay zero.
+
     This is Muon's Newton-Schulz iteration, X <- (a + b XX' + c (XX')^2) X, from X of norm 1. The factors in brackets
     are polynomials of the first XX', so they commute: a wide X can wait until their product is known, which takes 56 %
     of the arithmetic for a matrix of four times its height.

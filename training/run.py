@@ -35,8 +35,8 @@ class Run:
                 train_one_epoch(..., run)                       # which calls sync_due and after_sync
                 run.finish_epoch(evaluate(...))
 
-    A Ctrl-C or SIGTERM after `begin` lets the step end, saves, and prints the command that goes on; so does output
-    that nobody reads any more, but for the save where there are several processes.
+    A Ctrl-C or SIGTERM after `begin` lets the step end, saves, and prints the command that goes on. A closed output
+    pipe (`| head`) ends the run too, with a save only where there is one process.
     """
 
     def __init__(self, config: Any, resume: bool, overwrite: bool, extend: bool):
@@ -98,7 +98,7 @@ class Run:
             if error:
                 raise error  # for what is held to see it
 
-    def share_start(self) -> Any:
+    def broadcast_start(self) -> Any:
         """Give the checkpoint to go on from to all ranks. Returns the config with its warmup and small images."""
         self.saved = distributed.broadcast(self.saved)
         if self.saved:

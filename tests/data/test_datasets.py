@@ -201,12 +201,18 @@ def test_the_split_is_a_function_of_the_seed():
         ({"val_size": 291}, "val_size"),  # fewer than one of each class would be left
         ({"val_size": 301}, "val_size"),
         ({"max_train_images": 301}, "max_train_images"),
-        ({"max_train_images": 251, "val_size": 50}, "max_train_images"),
+        ({"max_train_images": 251, "val_size": 50}, "max_train_images 251 is more than the 250 left by val_size"),
     ],
 )
 def test_sizes_that_do_not_fit_the_data_are_refused_by_name(sizes, named):
     with pytest.raises(UsageError, match=named):
         get_cifar10_dataloaders(ten_classes(), **sizes)
+
+
+def test_images_too_few_to_hold_any_out_are_called_so():
+    few = replace(ten_classes(), train_images=ten_classes().train_images[:19])
+    with pytest.raises(UsageError, match="val_size must be 0: 19 training images are too few"):
+        get_cifar10_dataloaders(few, val_size=10)
 
 
 @pytest.mark.parametrize("sizes", [{"val_size": 10}, {"val_size": 290}, {"max_train_images": 250, "val_size": 50}])

@@ -91,7 +91,7 @@ def test_each_map_lies_over_the_patch_that_its_head_looks_at():
     patches = [5, 0, 7]  # row 1 column 2, top left corner, row 2 column 1: a mirrored map would differ
     model = model_that_looks_at(patches)
     images = torch.randn(2, 3, 12, 12)
-    rollout, heads = attention.class_token_attention(model, images)
+    rollout, heads = attention.attention_maps(model, images)
     assert (rollout.shape, heads.shape) == ((2, 3, 3), (2, 3, 3, 3))
     for head, patch in enumerate(patches):
         row, column = divmod(patch, 3)
@@ -141,7 +141,7 @@ def test_position_similarity_is_the_cosine_of_each_pair(model):
 
 def test_hooks_are_removed(model):
     before = model(torch.zeros(1, 3, 12, 12))
-    attention.class_token_attention(model, torch.zeros(1, 3, 12, 12))
+    attention.attention_maps(model, torch.zeros(1, 3, 12, 12))
     assert not any(module._forward_hooks for module in model.modules())
     torch.testing.assert_close(model(torch.zeros(1, 3, 12, 12)), before, rtol=0, atol=0)
 
@@ -176,7 +176,7 @@ def test_without_a_class_token_a_map_shows_what_each_patch_gives_to_the_mean_of_
     images = torch.randn(2, 3, 12, 12)
     inputs = attention.attention_inputs(pooled, images)
     layers = [attention.attention_weights(b.attn, x) for b, x in zip(pooled.blocks, inputs, strict=True)]
-    rollout, heads = attention.class_token_attention(pooled, images)
+    rollout, heads = attention.attention_maps(pooled, images)
     assert (rollout.shape, heads.shape) == ((2, 3, 3), (2, 2, 3, 3))
     torch.testing.assert_close(rollout.sum(dim=(1, 2)), torch.ones(2))
     for patch in range(9):

@@ -131,7 +131,7 @@ def test_runs_that_differ_only_in_the_seed_are_a_mean_with_the_sample_standard_d
         write_run(tmp_path / f"seed-{seed}", [best[seed], last[seed]], seed=seed, data_dir=f"data{seed}")
         for seed in range(3)
     ]
-    [row] = to_plain(group(read(*folders)))
+    [row] = to_plain(group(read(*reversed(folders))))
     assert row["seeds"] == [0, 1, 2]
     assert row["runs"] == folders
     for name, values in (("best_accuracy", best), ("last_accuracy", last), ("test_accuracy", best)):
@@ -256,6 +256,7 @@ def test_the_same_rows_as_markdown_csv_and_json_wherever_the_folders_are(tmp_pat
         assert line.keys() == row.keys()
         assert float(line["best_accuracy"]) == row["best_accuracy"]
         assert line["best_accuracy_std"] == ""
+        assert json.loads(line["runs"]) == row["runs"]
 
 
 @pytest.mark.parametrize(

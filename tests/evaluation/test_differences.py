@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import t
 
 from evaluation.comparison import group
-from evaluation.differences import compare, difference, notes, seeds_interval, shares_interval, to_cells
+from evaluation.differences import compare, difference, notes, proportions_interval, seeds_interval, to_cells
 from evaluation.run_record import read_run
 from tests.run_folders import write_run
 
@@ -18,8 +18,8 @@ from tests.run_folders import write_run
     [(9, 3, 10, (0.1705, 0.8090)), (6, 2, 7, (0.0582, 0.8062))],  # Newcombe's table II, method 10, examples b and c
 )
 def test_the_interval_of_a_difference_of_shares_is_newcombes(num_correct, other_correct, num_images, expected):
-    assert shares_interval(num_correct, other_correct, num_images) == pytest.approx(expected, abs=1e-4)
-    low, high = shares_interval(other_correct, num_correct, num_images)
+    assert proportions_interval(num_correct, other_correct, num_images) == pytest.approx(expected, abs=1e-4)
+    low, high = proportions_interval(other_correct, num_correct, num_images)
     assert (-high, -low) == pytest.approx(expected, abs=1e-4)
 
 

@@ -39,10 +39,10 @@ def results_of(names: list[str], num_images: int = 60, img_size: int = 8, epochs
         "data": {"class_names": names, "mean": [0.5] * 3, "std": [0.5] * 3},
     }  # fmt: skip
     model = VisionTransformer(8, 4, embed_dim=12, depth=1, num_heads=1, num_classes=len(names))
-    subject = TrainedModel(Path("nowhere") / f"{names[0].replace('/', '')}.pth", saved, model, torch.device("cpu"))
-    evaluation = {**subject.describe(), "dataset": names[0], "split": "test", "chosen_on": "test"}
+    trained = TrainedModel(Path("nowhere") / f"{names[0].replace('/', '')}.pth", saved, model, torch.device("cpu"))
+    evaluation = {**trained.describe(), "dataset": names[0], "split": "test", "chosen_on": "test"}
     evaluation |= {**metrics.measure(logits, labels, names), **parts}
-    return Results(evaluation, Dataset(names, images, labels, images, labels), subject, logits)
+    return Results(evaluation, Dataset(names, images, labels, images, labels), trained, logits)
 
 
 class Page(HTMLParser):
@@ -126,7 +126,7 @@ def test_the_page_says_on_which_images_the_checkpoint_was_chosen(tmp_path, chose
 
 def test_the_speed_is_all_images_over_all_the_time(tmp_path):
     results = results_of(["a", "b"])
-    speeds = results.subject.saved["history"]["images_per_second"]
+    speeds = results.trained.saved["history"]["images_per_second"]
     speeds[:] = [400.0, 100.0]  # as where the first epoch has small images
     write_report(tmp_path / "report.html", results, {})
     assert "at 160 images/s" in Page(tmp_path / "report.html").text
@@ -135,7 +135,7 @@ def test_the_speed_is_all_images_over_all_the_time(tmp_path):
 def test_a_checkpoint_without_the_rest_of_its_run_says_how_far_its_history_goes(tmp_path):
     """As where best_model.pth was copied to another folder: its own history ends with its epoch."""
     results = results_of(["a", "b"], chosen_on="test")
-    results.subject.saved["config"]["num_epochs"] = 5
+    results.trained.saved["config"]["num_epochs"] = 5
     write_report(tmp_path / "report.html", results, {})
     text = " ".join(Page(tmp_path / "report.html").text.split())
     assert "Training for 2 of 5 epochs took" in text

@@ -92,7 +92,7 @@ def test_differences_from_a_baseline_have_an_interval_and_a_verdict(runs):
     assert rows["g-stopped"][-3:] == ["-", "-", "not measured"]
     assert "the other's single run is taken to vary as much" in text
     assert "Welch" in text
-    assert "two shares" not in text
+    assert "two proportions" not in text
 
 
 def test_differences_from_the_row_before(runs):
@@ -101,7 +101,7 @@ def test_differences_from_the_row_before(runs):
         "d-little": ["1 (1)", "80.00", "", "", "the first"],
         "e-worse": ["1 (1)", "80.00", "+0.00", "-3.51 to +3.51", "not decided"],
     }
-    assert "two shares of 1,000 images: **what other seeds would give is not in it**" in text
+    assert "two proportions of 1,000 images: **what other seeds would give is not in it**" in text
     assert "Welch" not in text
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 import evaluate_vit
 import export_vit
 from evaluation import web
-from evaluation.attention import class_token_attention
+from evaluation.attention import attention_maps
 from evaluation.trained import TrainedModel
 from export_vit import ExportConfig
 from tests.browser import Browser, needs_browser
@@ -67,7 +67,7 @@ def test_the_model_of_the_page_has_our_logits_and_attention(tmp_path, monkeypatc
     normalized = (image - mean) / std
     with torch.inference_mode():
         np.testing.assert_allclose(logits, trained.model(normalized), rtol=0, atol=1e-4)
-    np.testing.assert_allclose(attention, class_token_attention(trained.model, normalized)[0][0], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(attention, attention_maps(trained.model, normalized)[0][0], rtol=0, atol=1e-5)
     assert json.loads((page / "model.json").read_text()) == {"class_names": trained.class_names, "img_size": 32}
 
 

@@ -171,7 +171,7 @@ def apply_operations(
 
 
 def magnitude_table(num_levels: int, size: int, wide: bool = False) -> dict[str, list[float]]:
-    """The magnitudes of each operation's levels, for images `size` pixels wide; `wide` is for TrivialAugmentWide."""
+    """torchvision's magnitudes of an operation's levels, for images `size` pixels wide; `wide`: TrivialAugmentWide."""
 
     def up_to(highest: float) -> list[float]:
         return torch.linspace(0.0, highest, num_levels).tolist()  # rounded to fp32, as in torchvision

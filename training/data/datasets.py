@@ -119,10 +119,12 @@ def get_cifar10_dataloaders(
     """
     dataset = dataset or load_dataset("cifar10", data_dir, img_size=32)
     total, num_classes = len(dataset.train_images), len(dataset.class_names)
+    if val_size and total < 2 * num_classes:
+        raise UsageError(f"val_size must be 0: {total} training images are too few to hold any out")
     if val_size and not num_classes <= val_size <= total - num_classes:
         raise UsageError(f"val_size must be 0 or between {num_classes} and {total - num_classes} here, got {val_size}")
     if max_train_images > total - val_size:
-        raise UsageError(f"max_train_images {max_train_images} is more than the {total - val_size} images there are")
+        raise UsageError(f"max_train_images {max_train_images} is more than the {total - val_size} left by val_size")
     mean, std = channel_stats(dataset.train_images)
     order = stratified_order(dataset.train_labels, seed)
     held_out, kept = order[:val_size], order[val_size:][: max_train_images or None].sort().values
