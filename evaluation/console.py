@@ -11,7 +11,7 @@ def print_evaluation(evaluation: dict[str, Any]) -> None:
     low, high = evaluation["accuracy_interval"]
     error = 100 * evaluation["calibration"]["expected_calibration_error"]
     top3 = f"top-3 accuracy {evaluation['top3_accuracy']:.2f}%; " if len(evaluation["per_class"]) > 3 else ""
-    print(f"\n95% interval {low:.2f} to {high:.2f}%; {top3}expected calibration error {error:.2f}%")
+    print(f"\n95% confidence interval {low:.2f} to {high:.2f}%; {top3}expected calibration error {error:.2f}%")
     steps = f", {evaluation['steps_since_epoch']} steps on" if evaluation["steps_since_epoch"] else ""
     print(f"Test loss {evaluation['loss']:.4f}; {evaluation['model_name']} of epoch {evaluation['epoch']}{steps}.")
     if evaluation["evaluation_precision"] != evaluation["precision"]:
@@ -36,7 +36,8 @@ def print_difference(comparison: dict[str, Any]) -> None:
     low, high = comparison["difference_interval"]
     only, other_only = comparison["num_only_this_right"], comparison["num_only_other_right"]
     print(
-        f"First minus second: {comparison['difference']:+.2f} points (95% interval {low:+.2f} to {high:+.2f}).\n"
+        f"First minus second: {comparison['difference']:+.2f} points "
+        f"(95% confidence interval {low:+.2f} to {high:+.2f}).\n"
         f"Only the first gets {only} images right, only the second {other_only}: p = {comparison['mcnemar_p']:.2g} "
         "(McNemar's exact test)."
     )
