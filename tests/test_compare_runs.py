@@ -58,8 +58,20 @@ def test_several_seeds_are_compared_with_the_first_row(capsys):
     assert "a 3 (1, 2, 3) 72.00 ± 1.00 the reference" in said
     assert "b 3 (1, 2, 3) 82.00 ± 1.00 +10.00 +7.73 to +12.27 better" in said
     assert "Where both sides have several seeds, the interval is Welch's, over the seeds." in said
+    assert any("chosen on these same test images" in line for line in said)
     [found] = json.loads(Path("table.json").read_text())["over_seeds"]
     assert (found["name"], found["from"], found["points"], found["verdict"]) == ("b", "a", 10.0, "better")
+
+
+def test_epochs_chosen_on_held_out_images_need_no_warning(capsys):
+    runs = [write_run(Path(f"a/seed-{seed}"), [70.0 + seed], split="val", seed=seed) for seed in (1, 2)]
+    runs += [write_run(Path("b"), [70.0], split="val", depth=2)]
+    for run in runs:
+        (Path(run) / "test_result.json").write_text(json.dumps({"test_loss": 1.0, "test_acc": 70.0, "epoch": 1}))
+    main(CompareConfig(tuple(runs)))
+    said = capsys.readouterr().out
+    assert "the reference" in said
+    assert "chosen on these same" not in said
 
 
 def test_an_unfinished_run_is_no_reference(capsys):

@@ -201,7 +201,7 @@ def test_the_split_is_a_function_of_the_seed():
         ({"val_size": 291}, "val_size"),  # fewer than one of each class would be left
         ({"val_size": 301}, "val_size"),
         ({"max_train_images": 301}, "max_train_images"),
-        ({"max_train_images": 251, "val_size": 50}, "max_train_images 251 is more than the 250 left by val_size"),
+        ({"max_train_images": 251, "val_size": 50}, "max_train_images 251 is more than 250: 50 of 300 are held out"),
     ],
 )
 def test_sizes_that_do_not_fit_the_data_are_refused_by_name(sizes, named):

@@ -124,7 +124,9 @@ def get_cifar10_dataloaders(
     if val_size and not num_classes <= val_size <= total - num_classes:
         raise UsageError(f"val_size must be 0 or between {num_classes} and {total - num_classes} here, got {val_size}")
     if max_train_images > total - val_size:
-        raise UsageError(f"max_train_images {max_train_images} is more than the {total - val_size} left by val_size")
+        raise UsageError(
+            f"max_train_images {max_train_images} is more than {total - val_size}: {val_size} of {total} are held out"
+        )
     mean, std = channel_stats(dataset.train_images)
     order = stratified_order(dataset.train_labels, seed)
     held_out, kept = order[:val_size], order[val_size:][: max_train_images or None].sort().values
