@@ -40,6 +40,8 @@ FAST_POSITIONS = f"{LATE_DECAY} --rel-pos-lr-scale 30"
 AUGMENTED = f"{FAST_POSITIONS} --auto-augment"
 CUTMIX = f"{AUGMENTED} --cutmix-alpha 1 --mix-probability 0.5"
 
+CPU_15MIN = f"{VIT} --preset cpu-15min"
+
 SUITES: dict[str, dict[str, Experiment]] = {
     # what the classic recipe suggests to try, and claims
     "recipe": {
@@ -76,6 +78,14 @@ SUITES: dict[str, dict[str, Experiment]] = {
         "19-auto-augment": Experiment(AUGMENTED, epochs=10.4),
         "20-cutmix": Experiment(CUTMIX, epochs=10.4),
         "21-muon-0.005": Experiment(f"{CUTMIX} --muon-learning-rate 0.005", epochs=10.4),
+    },
+    # cpu-15min without one of the things that the model and its beginning have over the baseline's
+    "leave-one-out": {
+        "as-it-is": Experiment(CPU_15MIN),
+        "usual-start": Experiment(f"{CPU_15MIN} --no-zero-init"),
+        "no-qk-norm": Experiment(f"{CPU_15MIN} --no-qk-norm"),
+        "class-token": Experiment(f"{CPU_15MIN} --global-pool token"),
+        "learned-positions": Experiment(f"{CPU_15MIN} --pos-embed learn"),
     },
     # a training on a tenth of the images sees each of them as often (epochs), or ten times as often (steps)
     "data-efficiency": {

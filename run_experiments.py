@@ -53,7 +53,9 @@ BAR = "{percentage:3.0f}% of the suite, {remaining} left | {desc}"
 class SuiteConfig:
     """Which suite to run, how long, and on which images."""
 
-    suite: tyro.conf.Positional[Literal["recipe", "patch-size", "ladder", "data-efficiency", "presets"]]
+    suite: tyro.conf.Positional[
+        Literal["recipe", "patch-size", "ladder", "leave-one-out", "data-efficiency", "presets"]
+    ]
     """the experiments, listed in config_experiments.py"""
     only: tuple[str, ...] | None = None
     """names of the suite's experiments, to run only these"""

@@ -101,6 +101,17 @@ def test_shares_of_the_images_and_multiples_of_the_epochs():
     assert (own["baseline"], own["half-the-epochs"]) == (100, 50)
 
 
+def changed_fields(before: ViTConfig, after: ViTConfig) -> set[str]:
+    return {name for name, value in after.to_dict().items() if before.to_dict()[name] != value}
+
+
+def test_leave_one_out_takes_one_part_of_cpu_15min_away_at_a_time():
+    whole, *others = [job.config for job in plan(SuiteConfig("leave-one-out"), 49_000)]
+    assert changed_fields(whole, ViTConfig.from_preset("cpu-15min")) <= {"seed", "output_dir"}
+    parts = [changed_fields(whole, other) for other in others]
+    assert parts == [{"zero_init"}, {"qk_norm"}, {"global_pool"}, {"pos_embed"}]
+
+
 @pytest.mark.parametrize("epochs", [0, 1, 10])
 @pytest.mark.parametrize("suite", ["data-efficiency", "ladder", "recipe"])
 def test_a_run_of_more_or_fewer_epochs_warms_up_for_as_large_a_share_of_it(suite, epochs):
@@ -118,10 +129,6 @@ def test_a_multiple_is_one_of_the_epochs_that_the_command_itself_has(monkeypatch
     monkeypatch.setitem(SUITES, "recipe", {"twice": Experiment(f"train_vit_cifar10.py {flags}", epochs=2)})
     [job] = plan(SuiteConfig("recipe"), 49_000)
     assert job.config.num_epochs == epochs
-
-
-def changed_fields(before: ViTConfig, after: ViTConfig) -> set[str]:
-    return {name for name, value in after.to_dict().items() if before.to_dict()[name] != value}
 
 
 def test_the_rungs_of_the_ladder_lead_to_cpu_1h():
