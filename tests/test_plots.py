@@ -7,11 +7,14 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
 from PIL import Image
 
+from benchmarks import promise, time_to_accuracy
 from config_experiments import SUITES
 from evaluation import attention_plots, comparison_plots, evaluation_plots, metrics
 from evaluation.comparison_plots import Curves, plot_comparison
 from evaluation.data_efficiency import DataLine
+from tests.run_folders import write_run
 from training import plots
+from training.errors import UsageError
 from training.history import new_history
 from vit import VisionTransformer
 
@@ -260,3 +263,39 @@ def test_long_names_are_shortened_in_the_middle(text, shown):
     assert shown is None or plots.short(text) == shown
     assert len(plots.short(text)) <= 24
     assert plots.short(LONG + "1") != plots.short(LONG + "2")
+
+
+def test_an_unfinished_run_is_drawn_beside_the_promise(tmp_path, monkeypatch, capsys):
+    drawn = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.append(figure))
+    run = write_run(tmp_path / "default", [30.0, 45.5], num_epochs=100)
+    promise.main(promise.PromiseConfig((run,), str(tmp_path / "new" / "x.png")))
+    assert "default: 45.50 % after 2 epochs" in capsys.readouterr().out
+    [axes] = drawn[0].axes
+    assert axes.lines[0].get_xydata().tolist() == [[1, 30], [2, 45.5]]
+    bars = [container[2][0].get_segments()[0].tolist() for container in axes.containers]
+    assert bars == [[[10, 40], [10, 50]], [[50, 70], [50, 75]], [[100, 75], [100, 80]]]
+    plt.close(drawn[0])
+
+
+def test_accuracy_against_time_is_at_the_end_of_each_epoch(tmp_path, monkeypatch, capsys):
+    drawn = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.append(figure))
+    machine = {"device": "cpu", "cpu": "x", "threads": 2, "world_size": 1}
+    runs = [write_run(tmp_path / name, [35.0, last], "val", about=machine) for name, last in (("a", 62.0), ("b", 50.0))]
+    time_to_accuracy.main(time_to_accuracy.TimeConfig(tuple(runs), str(tmp_path / "x.png")))
+    table = [line.split("|")[1:6] for line in capsys.readouterr().out.splitlines() if line.startswith(("| a", "| b"))]
+    assert [[cell.strip() for cell in row] for row in table] == [
+        ["a", "30.0", "60.0", "60.0", "60.0"],  # minutes to 30, 40, 50 and 60 %
+        ["b", "30.0", "60.0", "60.0", "-"],
+    ]
+    [axes] = drawn[0].axes
+    assert [line.get_xydata().tolist() for line in axes.lines] == [[[30, 35], [60, 62]], [[30, 35], [60, 50]]]
+    plt.close(drawn[0])
+
+
+@pytest.mark.parametrize("draw", [promise, time_to_accuracy])
+def test_a_figure_of_no_run_is_refused(draw):
+    config = {promise: promise.PromiseConfig, time_to_accuracy: time_to_accuracy.TimeConfig}[draw]
+    with pytest.raises(UsageError, match="name the folders of the runs"):
+        draw.main(config(()))
