@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
@@ -88,6 +90,26 @@ def count_flops(
             freeze_backbone(model)
         model(torch.empty(1, 3, img_size, img_size)).sum().backward()
     return counter.get_total_flops()
+
+
+def resumed_config(config: Any, saved: dict[str, Any], extend: bool) -> Any:
+    """The config with the saved run's warmup, where it leaves that open, and an extended run's small images."""
+    before = saved["config"]
+    if extend or saved["extended_from"]:  # the epochs that are added have full images
+        with suppress(ValueError):  # another size, that has no small images: refused later
+            lengths = {name: before.get(name, 0) for name in ("num_epochs", "small_images_share")}
+            small = replace(config, warmup_epochs=0, **lengths).small_epochs
+            longer = lengths["num_epochs"] != config.num_epochs
+            share = small / config.num_epochs if longer else lengths["small_images_share"]
+            config = replace(config, small_images_share=share)
+    if config.warmup_epochs == "auto" and before["warmup_epochs"] <= config.num_epochs:
+        config = replace(config, warmup_epochs=before["warmup_epochs"])  # its rule might make another of it
+    return config
+
+
+def extends(config: Any, saved: dict[str, Any], extend: bool) -> bool:
+    """Whether `extend` makes the run longer, and is not the command of before that is given again."""
+    return extend and (not saved["extended_from"] or saved["config"]["num_epochs"] != config.num_epochs)
 
 
 def refuse_other_settings(saved: dict[str, Any], config: Any, extend: bool) -> None:

@@ -5,19 +5,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import nn
 
-from training import BEGAN, checkpoint, console, distributed, history
+from training import BEGAN, checkpoint, console, distributed, history, provenance
 from training.data.contact_sheet import save_contact_sheet
 from training.data.loader import ImageLoader
 from training.engine import EpochSums
 from training.errors import RunError, Terminated
-from training.provenance import refuse_other_run, refuse_other_settings, resume_command, warn_of_other_machine
 from training.run_folder import RunFolder
 from training.signals import DeferredSignals, StopRequested, silence_lost_terminal
 from training.tensorboard import require_tensorboard, tensorboard
@@ -75,7 +73,8 @@ class Run:
         if not self.resume:
             return None
         saved = saved or folder.load_last()
-        refuse_other_settings(saved, self._with_schedule_of(saved), self._extends(saved))  # before any data is read
+        config = provenance.resumed_config(self.config, saved, self.extend)  # now, before any data is read
+        provenance.refuse_other_settings(saved, config, provenance.extends(config, saved, self.extend))
         return saved
 
     def __exit__(self, _, error: BaseException | None, __) -> None:
@@ -87,7 +86,7 @@ class Run:
                 together = not lost_reader or distributed.world_size() == 1  # else the other ranks are in a step
                 saved = self.over or (together and self.save({}))
                 where = f"saved in {self.config.output_dir}" if saved else "this could not be saved"
-                said = f"{where}. Go on with: {resume_command(sys.argv)}"
+                said = f"{where}. Go on with: {provenance.resume_command(sys.argv)}"
                 if isinstance(error, StopRequested):
                     raise error.as_exit(said) from None
                 if self.signals.pending:  # Ctrl-C has ended the reader too
@@ -102,26 +101,8 @@ class Run:
         """Give the checkpoint to go on from to all ranks. Returns the config with its warmup and small images."""
         self.saved = distributed.broadcast(self.saved)
         if self.saved:
-            self.config = self._with_schedule_of(self.saved)
+            self.config = provenance.resumed_config(self.config, self.saved, self.extend)
         return self.config
-
-    def _with_schedule_of(self, saved: dict[str, Any]) -> Any:
-        """The config with the saved run's warmup, where it leaves that open, and an extended run's small images."""
-        config, before = self.config, saved["config"]
-        if self.extend or saved["extended_from"]:  # the epochs that are added have full images
-            with suppress(ValueError):  # another size, that has no small images: refused later
-                lengths = {name: before.get(name, 0) for name in ("num_epochs", "small_images_share")}
-                small = replace(config, warmup_epochs=0, **lengths).small_epochs
-                longer = lengths["num_epochs"] != config.num_epochs
-                share = small / config.num_epochs if longer else lengths["small_images_share"]
-                config = replace(config, small_images_share=share)
-        if config.warmup_epochs == "auto" and before["warmup_epochs"] <= config.num_epochs:
-            config = replace(config, warmup_epochs=before["warmup_epochs"])  # its rule might make another of it
-        return config
-
-    def _extends(self, saved: dict[str, Any]) -> bool:
-        """Whether --extend makes the run longer, and is not the command of before that is given again."""
-        return self.extend and (not saved["extended_from"] or saved["config"]["num_epochs"] != self.config.num_epochs)
 
     def begin(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, loader: ImageLoader, create_model: Callable[..., Any],
@@ -134,18 +115,18 @@ class Run:
         saved, self.loader, self.metadata, self.machine = self.saved, loader, metadata, machine
         self.device, self.split = loader.images.device, metadata["split"]
         self.state = checkpoint.TrainingState(model, optimizer, self.device, history.new_history(self.split))
-        extends = bool(saved and self._extends(saved))
+        longer = bool(saved and provenance.extends(self.config, saved, self.extend))
         if saved:
-            refuse_other_run(saved, metadata, create_model)
+            provenance.refuse_other_run(saved, metadata, create_model)
             left = saved["epoch"] < self.config.num_epochs
-            moved = bool(self.folder) and warn_of_other_machine(saved["machine"], machine) and left
+            moved = bool(self.folder) and provenance.warn_of_other_machine(saved["machine"], machine) and left
             metadata["machines_before"] = [*saved.get("machines_before", []), *([saved["machine"]] if moved else [])]
-            metadata["extended_from"] = [*saved["extended_from"], *([saved["config"]["num_epochs"]] if extends else [])]
+            metadata["extended_from"] = [*saved["extended_from"], *([saved["config"]["num_epochs"]] if longer else [])]
             self.state.load_state_dict(saved)
         start = self._resumable()
         self.held.enter_context(self.signals)
         if self.folder:
-            self._begin_in_folder(self.folder, model, start, new=not saved or extends)
+            self._begin_in_folder(self.folder, model, start, new=not saved or longer)
             save_contact_sheet(loader, self.folder.path / "augmented_images.png")
             if self.config.tensorboard:
                 self.board = self.held.enter_context(tensorboard(self.folder.path, self.state.epoch))
