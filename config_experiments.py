@@ -79,7 +79,7 @@ SUITES: dict[str, dict[str, Experiment]] = {
         "20-cutmix": Experiment(CUTMIX, epochs=10.4),
         "21-muon-0.005": Experiment(f"{CUTMIX} --muon-learning-rate 0.005", epochs=10.4),
     },
-    # cpu-15min without one of the things that the model and its beginning have over the baseline's
+    # cpu-15min, each time with one part of its model as in the baseline
     "leave-one-out": {
         "as-it-is": Experiment(CPU_15MIN),
         "usual-start": Experiment(f"{CPU_15MIN} --no-zero-init"),

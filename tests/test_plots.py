@@ -294,8 +294,9 @@ def test_accuracy_against_time_is_at_the_end_of_each_epoch(tmp_path, monkeypatch
     plt.close(drawn[0])
 
 
-@pytest.mark.parametrize("draw", [promise, time_to_accuracy])
-def test_a_figure_of_no_run_is_refused(draw):
-    config = {promise: promise.PromiseConfig, time_to_accuracy: time_to_accuracy.TimeConfig}[draw]
+@pytest.mark.parametrize(
+    ("script", "config"), [(promise, promise.PromiseConfig(())), (time_to_accuracy, time_to_accuracy.TimeConfig(()))]
+)
+def test_a_figure_of_no_run_is_refused(script, config):
     with pytest.raises(UsageError, match="name the folders of the runs"):
-        draw.main(config(()))
+        script.main(config)
