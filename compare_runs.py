@@ -119,7 +119,7 @@ def compare_rows(rows: list[comparison.Row]) -> list[dict[str, Any]]:
     others = [None if row is reference else reference for row in measured]
     compared = differences.compare(measured, others, "test", num_images)
     print(f"\n{comparison.to_table(differences.to_cells(compared, 'test', 'the reference'))}")
-    print(*[note.replace("**", "") for note in differences.notes(compared, num_images)], sep="\n")
+    print(*differences.notes(compared, num_images), sep="\n")
     if any(run.split == "test" for row in measured for run in row.runs):
         print(
             "The epochs were chosen on these same test images, which favours runs of more epochs. --val-size avoids it."

@@ -1,7 +1,7 @@
 """The settings of a run: edit a default here, pass a flag (`--num-epochs 50`), or choose a named set with --preset.
 
-The defaults are the classic recipe: ViT-Tiny (patch 4, 192/12/3), 100 epochs of AdamW with 10 epochs of warmup and
-AutoAugment. A flag given beats the preset, and the preset beats the default in this file.
+The defaults are the classic recipe, "the recipe" below: ViT-Tiny (patch 4, width 192, 12 blocks, 3 heads), 100 epochs
+of AdamW with 10 of warmup, AutoAugment. A flag given beats the preset, and the preset beats the default in this file.
 
 To add a setting: write a field and its docstring, which --help shows; docs/settings.md and tests/test_cli.py list it. A
 number may be 0 to 10^9 unless `ranges` says otherwise. An argument of the model also goes into `model_fields`.
@@ -95,7 +95,7 @@ class TrainConfig:
     save_every: int = 50
     """keep a checkpoint_epoch_N.pth every this many epochs, and after the last"""
 
-    ranges: ClassVar[dict[str, tuple[float, float]]] = {  # lowest and highest value; of other numbers, 0 and 10^9
+    ranges: ClassVar[dict[str, tuple[float, float]]] = {  # lowest and highest allowed; of other numbers, 0 and 10^9
         "img_size": (4, 1024), "small_images_share": (0, 1), "num_epochs": (1, 10**6), "batch_size": (1, 10**6),
         "learning_rate": (1e-12, 1e3), "muon_learning_rate": (1e-12, 1e3),
         "weight_decay": (0, 1e3), "randaugment_magnitude": (0, 30), "random_erasing": (0, 1), "mixup_alpha": (0, 100),
@@ -175,7 +175,7 @@ NEW_RECIPE: dict[str, Any] = {
     "optimizer": "muon", "learning_rate": 2e-3, "schedule": "wsd", "rel_pos_lr_scale": 30, "warmup_epochs": 1,
     "batch_size": 256, "label_smoothing": 0.1, "auto_augment": False, "val_size": 1000,
 }  # fmt: skip
-# Long runs see an image often: they need stronger augmentation, and fit it better at a lower rate of Muon.
+# Long runs see an image often: they need stronger augmentation, and fit them better at a lower rate of Muon.
 LONG_RUN: dict[str, Any] = {
     "auto_augment": True, "cutmix_alpha": 1.0, "mix_probability": 0.5, "muon_learning_rate": 0.005,
 }  # fmt: skip
@@ -209,7 +209,7 @@ class ViTConfig(TrainConfig):
     pos_embed: Literal["learn", "relative"] = "learn"
     """a learned vector for each place, or a learned bias for each offset between two patches (arXiv 2103.14030)"""
     rel_pos_lr_scale: float = 1.0
-    """factor on the learning rate of the relative positions: they begin between 0 and -9, far for AdamW; 1: off"""
+    """factor on the learning rate of the relative positions: they begin between -9 and 0: far for AdamW; 1: off"""
     zero_init: bool = False
     """residual branches and logits begin at zero (arXiv 1901.09321), the blocks' other matrices larger; for muon"""
     init_from: str = ""
@@ -229,7 +229,7 @@ class ViTConfig(TrainConfig):
         "small": {"embed_dim": 96, "depth": 6},
         "patch2": {"patch_size": 2},  # 257 tokens per image instead of 65
         "patch8": {"patch_size": 8},  # 17 tokens
-        # scikit-learn's digits, 8x8 pixels doubled to 16x16, and a small model: two minutes on two cores.
+        # scikit-learn's digits, 8x8 pixels doubled to 16x16, and a small model: a minute or two on two cores.
         # AutoAugment's policy was searched on photographs and costs accuracy here (results/LOG.md).
         "demo": {
             "dataset": "digits", "img_size": 16, "crop_padding": 2, "auto_augment": False, "embed_dim": 96, "depth": 4,

@@ -96,7 +96,7 @@ def train(
 
 
 def create_loaders(config: TrainConfig, dataset: Dataset, device: torch.device) -> tuple[ImageLoader, ImageLoader]:
-    """The training loader and that of the monitored split, as the settings have them."""
+    """The loader of the training images, and that of the held-out or test images that choose the best epoch."""
     policy = config.augment_policy if config.auto_augment else ""
     augmentation = Augmentation(
         config.crop_padding, config.horizontal_flip, policy, config.randaugment_magnitude, config.random_erasing

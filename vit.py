@@ -3,8 +3,8 @@
 "An Image is Worth 16x16 Words" (Dosovitskiy et al., 2020, https://arxiv.org/abs/2010.11929), in the pre-norm form. The
 modules have the names of timm's VisionTransformer, so that weights move between the two:
 
-    model = create_vit_tiny_cifar10()                        # 32x32 images, patch 4, 192/12/3: 5,362,762 parameters
-    logits = model(torch.randn(2, 3, 32, 32))                # (2, 10)
+    model = create_vit_tiny_cifar10()          # 32x32, patch 4, width 192, 12 blocks, 3 heads: 5,362,762 parameters
+    logits = model(torch.randn(2, 3, 32, 32))  # (2, 10)
 
 Shapes: B images, C channels, P patch size, T = (img_size / P)^2 patches, N = T + 1 tokens (the class token is token 0;
 N = T without one), D embedding dimension, H heads, K classes.
@@ -55,7 +55,7 @@ class Attention(nn.Module):
         q, k, v = self.queries_keys_values(x)
         q = q[:, :, :num_queries]                             # (B, H, Q, D/H), where Q = num_queries or N
         bias = self.rel_pos(x.shape[1])[:, :num_queries].to(q.dtype) if self.rel_pos else None  # (H, Q, N)
-        if x.device.type == "cpu":                            # the same; the fused kernel is slower here in bf16
+        if x.device.type == "cpu":                            # same result; on a CPU the fused kernel is slower in bf16
             attn = (q * self.scale) @ k.transpose(-2, -1)     # (B, H, Q, N)
             attn = attn if bias is None else attn + bias
             x = attn.softmax(dim=-1) @ v                      # (B, H, Q, D/H)
@@ -107,8 +107,8 @@ class VisionTransformer(nn.Module):
     `dropout` is applied after the position embedding, the attention's projection and both MLP layers (timm:
     pos_drop_rate and proj_drop_rate). Raises ValueError, naming the argument, for sizes that do not fit together.
 
-    Images of half the size work too, with the same patches. Learned positions are then averaged 2 x 2; of the relative
-    ones every second offset is used.
+    Images of half the size work too: patches of as many pixels, so a quarter as many. Learned positions are then
+    averaged 2 x 2; of the relative ones every second offset is used.
 
     Options, off by default:
         global_pool: the head reads the class token ("token"), or there is none and it reads the patches' mean ("avg").
@@ -229,8 +229,8 @@ class RelPosBias(nn.Module):
     T5's bias (arXiv 1910.10683) in two dimensions, as Swin's (2103.14030) and timm's of this name; as in timm, three
     more numbers are for the class token: as query, as key, as both.
 
-    Each head begins by looking at a patch itself or at one neighbour (as ConViT's heads, 2103.10697), in turn over
-    heads and blocks: its bias is minus the squared distance from there, at least -9. Swin and timm begin near 0.
+    At first each head looks at the patch itself or at one of its eight neighbours, in turn over heads and blocks (as
+    ConViT's, 2103.10697): the bias is minus the squared distance from there, at least -9. Swin and timm begin near 0.
     """
 
     index: Tensor
@@ -238,14 +238,14 @@ class RelPosBias(nn.Module):
     def __init__(self, grid: int, num_heads: int, num_prefix_tokens: int, block: int):
         super().__init__()
         self.num_prefix_tokens = num_prefix_tokens
-        places, away = torch.arange(grid), torch.arange(grid - 1, -grid, -1)  # `away`: of a key from its query
+        places, away = torch.arange(grid), torch.arange(grid - 1, -grid, -1)  # `away`: key's place minus query's
         table = torch.zeros(len(away) ** 2 + 3 * num_prefix_tokens, num_heads)
         for head in range(num_heads):
             row, column = NEIGHBOURS[(block * num_heads + head) % 9]
             distances = (away[:, None] - row) ** 2 + (away - column) ** 2     # squared, of each offset
             table[: distances.numel(), head] = -distances.flatten().clamp(max=9)
         self.relative_position_bias_table = nn.Parameter(table)
-        offset = places[:, None] - places + grid - 1          # (grid, grid), of a query's place from a key's, from 0
+        offset = places[:, None] - places + grid - 1          # (grid, grid): query's minus key's, from 0
         index = offset[:, None, :, None] * len(away) + offset[None, :, None, :]
         self.register_buffer("index", index, persistent=False)                              # (grid, grid, grid, grid)
 

@@ -18,8 +18,8 @@ ACCURACIES: dict[str, Callable[[RunRecord], float | None]] = {
     "test": lambda run: run.test_accuracy if run.finished else None,
 }
 NOTES = {  # by the number of sides that have several seeds
-    0: "Where both sides have one seed, the interval is that of two proportions of {} images: **what other seeds would "
-    "give is not in it**.",
+    0: "Where both sides have one seed, the interval is that of two proportions of {} images: what other seeds would "
+    "give is not in it.",
     1: "Where one side has several seeds, the other's single run is taken to vary as much (Student's interval).",
     2: "Where both sides have several seeds, the interval is Welch's, over the seeds.",
 }

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from evaluation.comparable import require_comparable
 from evaluation.comparison import Row, group, markdown, to_markdown
-from evaluation.differences import ACCURACIES, compare, notes, to_cells
+from evaluation.differences import ACCURACIES, compare, to_cells
 from evaluation.run_record import RunRecord, read_run
 from training.errors import RunError, UsageError, exit_codes
 from training.files import write_atomically
@@ -63,7 +63,7 @@ def table(runs: str, columns: str) -> str:
 
 
 def differences(runs: str, what: str) -> str:
-    """The Markdown table of how runs differ from others, and what its intervals hold.
+    """The Markdown table of how runs differ from others; docs/newer-recipe.md says how to read its intervals.
 
     `runs` and `what` are as in the example above; the accuracy is a share of so many images.
     """
@@ -80,7 +80,7 @@ def differences(runs: str, what: str) -> str:
     others = [None, *rows[:-1]] if in_turn else [None if row is base else base for row in rows]
     compared = compare(rows, others, accuracy, num_images)
     lines = to_cells(compared, accuracy, "the first" if in_turn else "the reference")
-    return f"{markdown(lines)}\n{' '.join(notes(compared, num_images))}\n"
+    return markdown(lines)
 
 
 def refuse_other_shares(records: Sequence[RunRecord], accuracy: str, num_images: int) -> None:

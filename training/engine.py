@@ -83,7 +83,7 @@ def train_one_epoch(
     sums, device, num_steps = hooks.sums, loader.images.device, len(loader)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     new_sums = torch.zeros(4, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
-    new_images, start = 0, time.perf_counter()  # what the steps since the last sync came to is on the device
+    new_images, start = 0, time.perf_counter()  # of the steps since the last sync; their sums wait on the device
     for step, (images, labels) in enumerate(loader, start=sums.step + 1):
         num_images = loader.images_in_step(step - 1)  # of all ranks; a rank's share of the last may be empty
         optimizer.zero_grad()  # here, not after the step: the forward pass can use the memory of the old gradients

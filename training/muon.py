@@ -52,7 +52,7 @@ class Muon(torch.optim.Optimizer):
                     updates[part.shape].append(part)
                     places[part.shape].append((weight, group))
         for (height, width), parts in updates.items():
-            scale = math.sqrt(max(1, height / width))  # "original" in torch: the update of a tall matrix is longer
+            scale = math.sqrt(max(1, height / width))  # longer updates for tall matrices, as torch's "original"
             for (weight, group), update in zip(places[height, width], orthogonalize(torch.stack(parts)), strict=True):
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
                 weight.sub_(update.view_as(weight), alpha=group["lr"] * scale)
@@ -61,11 +61,11 @@ class Muon(torch.optim.Optimizer):
 def orthogonalize(matrices: Tensor, num_steps: int = 5) -> Tensor:
     """Matrices (n, height, width) with the same singular vectors, and singular values of roughly 0.7 to 1.2.
 
-    Those below about a thousandth of the norm stay smaller, and zeros stay zero.
+    Singular values below about a thousandth of the norm stay smaller, and zeros stay zero.
 
     This is Muon's Newton-Schulz iteration, X <- (a + b XX' + c (XX')^2) X, from X of norm 1. The factors in brackets
-    are polynomials of the first XX', so they commute: a wide X can wait until their product is known, which takes 56 %
-    of the arithmetic for a matrix of four times its height.
+    are polynomials of the first XX', so they commute: X is multiplied only once, by their product, which takes 56 % of
+    the arithmetic for a matrix four times as wide as high.
     """
     height, width = matrices.shape[-2:]
     if height > width:

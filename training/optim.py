@@ -11,7 +11,7 @@ from training.muon import Muon
 
 WSD_DECAY = 0.3  # of the steps after the warmup
 REL_POS = "relative_position_bias_table"
-NOT_DECAYED = ("cls_token", "pos_embed", REL_POS)  # beside biases and norms
+NOT_DECAYED = ("cls_token", "pos_embed", REL_POS)  # nor are biases and norms
 
 
 def create_optimizer(
@@ -21,7 +21,7 @@ def create_optimizer(
 
     Biases, norms, the class token and the positions have no decay, as in timm and DeiT. Muon takes the weights
     of the hidden layers; the first and the last layer's, and all that have no decay, get AdamW.
-    Each keeps at most run.NUM_STATES numbers for a weight.
+    None keeps more than run.NUM_STATES numbers for a weight: the check of the disk's room counts on it.
     """
     decayed, rest = {}, []
     for parameter_name, parameter in model.named_parameters():
@@ -66,7 +66,7 @@ def scale_relative_positions(optimizer: torch.optim.Optimizer, model: nn.Module,
 
 
 def lr_factor(step: int, warmup_steps: int, total_steps: int, schedule: str = "cosine") -> float:
-    """The learning rate of a step (from 0), over its peak: (step + 1) / warmup_steps, then down to 0 after the last.
+    """The learning rate of a step (from 0), over its peak: up to 1 in `warmup_steps`, then down to 0 after the last.
 
     "cosine" is half a cosine, SGDR without restarts (Loshchilov and Hutter, 2016, https://arxiv.org/abs/1608.03983);
     "linear" is a straight line (https://arxiv.org/abs/2310.07831); "wsd", warmup-stable-decay, stays at the peak and

@@ -181,9 +181,9 @@ class Run:
             yield epoch
 
     def sync_due(self, step: int) -> bool:
-        """Each step on a CPU. On a GPU, which should not wait for the host, every 100th, and when a signal has come.
+        """On a CPU each step. On a GPU, which would stand still at each, every 100th, and when a signal has come.
 
-        On both the second one of this process: the speed is measured from there on.
+        On both this process's second step too: the speed is measured from there on.
         """
         second = step - self.progress.batches_done == 2
         return self.device.type == "cpu" or second or step % console.LINE_EVERY == 0 or self.signals.came() > 0

@@ -8,7 +8,16 @@ import pytest
 from scipy.stats import t
 
 from evaluation.comparison import group
-from evaluation.differences import compare, difference, notes, proportions_interval, seeds_interval, to_cells
+from evaluation.differences import (
+    MANY,
+    NOTES,
+    compare,
+    difference,
+    notes,
+    proportions_interval,
+    seeds_interval,
+    to_cells,
+)
 from evaluation.run_record import read_run
 from tests.run_folders import write_run
 
@@ -81,6 +90,18 @@ def test_rows_without_another_or_without_all_their_tests_have_no_difference(tmp_
     compared = compare(rows, [None, rows[0], rows[0]], "test", None)
     assert [one.difference and one.difference.points for one in compared] == [None, None, pytest.approx(18.5)]
     assert [cells["verdict"] for cells in to_cells(compared, "test", "alone")] == ["alone", "not measured", "better"]
-    assert notes(compared, None) == [
-        "Where one side has several seeds, the other's single run is taken to vary as much (Student's interval)."
+    assert notes(compared, None) == [NOTES[1]]
+
+
+def test_the_notes_are_of_the_kinds_of_interval_that_there_are(tmp_path):
+    folders = [write_run(tmp_path / name / f"seed-{seed}", [70.0 + seed], seed=seed, depth=depth)
+               for name, depth, seeds in (("a", 1, (1, 2)), ("b", 2, (1, 2)), ("c", 3, (1,)), ("d", 4, (1,)))
+               for seed in seeds]  # fmt: skip
+    several, others, single, last = group([read_run(Path(folder)) for folder in folders])
+    assert notes(compare([several], [others], "last", None), None) == [NOTES[2]]
+    assert notes(compare([single], [last], "last", 5000), 5000) == [NOTES[0].format("5,000")]
+    assert notes(compare([others, single], [several, several], "last", None), None) == [
+        NOTES[1],
+        NOTES[2],
+        MANY.format(2),
     ]
