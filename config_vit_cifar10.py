@@ -209,7 +209,7 @@ class ViTConfig(TrainConfig):
     pos_embed: Literal["learn", "relative"] = "learn"
     """a learned vector for each place, or a learned bias for each offset between two patches (arXiv 2103.14030)"""
     rel_pos_lr_scale: float = 1.0
-    """factor on the learning rate of the relative positions: they begin between -9 and 0: far for AdamW; 1: off"""
+    """factor on the learning rate of the relative positions: they begin between -9 and 0, far for AdamW; 1: off"""
     zero_init: bool = False
     """residual branches and logits begin at zero (arXiv 1901.09321), the blocks' other matrices larger; for muon"""
     init_from: str = ""
