@@ -23,7 +23,7 @@ from training.console import format_time
 from training.errors import RunError, UsageError
 
 COSTS_BEGIN = "images seen"  # the column of a table from which on they say what a run cost
-SEED = r"[/ _.=-]*seed[/ _.=-]*"  # in the name of a folder, before the seed
+SEED = r"[/ _.=-]*seed[/ _.=-]*\d+$"  # at the end of a folder's name
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def group(records: Sequence[RunRecord]) -> list[Row]:
     names = {record.name: Path(path).relative_to(root).as_posix() for record, path in zip(records, paths, strict=True)}
     rows = [sorted(runs, key=lambda run: run.seed) for runs in groups.values()]
     named = [[names[run.name] for run in runs] for runs in rows]
-    short = [name_row(row, list(names.values())) or os.path.basename(root) * (len(named) == 1) for row in named]
+    short = [name_row(row) or os.path.basename(root) * (len(named) == 1) for row in named]
     full = [row[0] if len(row) == 1 else f"{row[0]} and {len(row) - 1} more" for row in named]
     unique = [one if one and short.count(one) == 1 else other for one, other in zip(short, full, strict=True)]
     return [Row(name, runs) for name, runs in zip(unique, rows, strict=True)]
@@ -79,27 +79,15 @@ def has_other_number(run: RunRecord, other: RunRecord) -> bool:
     return len({run.num_train_images, other.num_train_images} - {None}) > 1
 
 
-def name_row(names: list[str], all_names: list[str]) -> str:
-    """What the names of a row's runs have in common: "patch8" for "patch8/seed-1" and "patch8/seed-2".
+def name_row(names: list[str]) -> str:
+    """The folder of a row's runs without the seed at its end: "patch8" for "patch8/seed-1" and "patch8/seed-2".
 
-    It is "patch8" for "patch8/seed-1" alone too, unless another row has a seed of it. Empty where nothing is common.
+    Of several runs a plain number is the seed too: "runs" for "runs/1" and "runs/2". Empty where they have no name left
+    in common.
     """
-    others = [name for name in all_names if name not in names]
-    if len(names) == 1:
-        stem = without_seed(names[0])
-        return names[0] if stem in map(without_seed, others) else stem
-    stem = os.path.commonprefix(names)  # noqa: RUF071 of letters, not of folders, is meant
-    if any(name[len(stem) :][:1].isdigit() for name in names):  # 1 and 12 have a digit in common
-        stem = stem.rstrip("0123456789")
-    if stem not in names and any(name[len(stem) :][:1].islower() for name in names):  # march and may have "ma"
-        stem = re.sub(r"[^/ _.=-]+$", "", stem)
-    stem = re.sub(rf"(?:{SEED}|[/ _.=-]+)$", "", stem, flags=re.IGNORECASE)
-    others = [name for name in others if name == stem or without_seed(name) != stem]
-    return "" if any(name == stem or name.startswith(f"{stem}/") for name in others) else stem
-
-
-def without_seed(name: str) -> str:
-    return re.sub(rf"{SEED}\d+$", "", name, flags=re.IGNORECASE)
+    end = SEED if len(names) == 1 else rf"{SEED}|(?:[/ _.=-]+|^)\d+$"
+    stems = {re.sub(end, "", name, flags=re.IGNORECASE) for name in names}
+    return stems.pop() if len(stems) == 1 else ""
 
 
 def compare_predictions(one: RunRecord, other: RunRecord) -> dict[str, Any]:
